@@ -24,26 +24,29 @@ const redacted = "[secret]"
 // Bytes is a secret of fixed length. The zero value is an empty secret.
 // It is not safe for concurrent use while one side clears it.
 //
-// The buffer sits behind a pointer, because fmt prints unexported fields by
-// reflection without asking their methods; a nested pointer prints as an
-// address only.
+// The buffer sits behind two pointers, because fmt prints unexported fields by
+// reflection without asking their methods, and follows one pointer when the
+// verb does not fit; a pointer to a pointer prints as an address with any verb.
 type Bytes struct {
-	buf *buffer
+	buf **buffer
 }
 
 type buffer struct{ b []byte }
 
 // New returns a secret of n zero bytes, to be filled through Expose.
-func New(n int) Bytes { return Bytes{buf: &buffer{b: make([]byte, n)}} }
+func New(n int) Bytes { return Own(make([]byte, n)) }
 
 // Own returns a secret that takes ownership of b: the caller must neither keep
 // nor change b, and clearing the secret clears b.
-func Own(b []byte) Bytes { return Bytes{buf: &buffer{b: b}} }
+func Own(b []byte) Bytes {
+	p := &buffer{b: b}
+	return Bytes{buf: &p}
+}
 
 // Copy returns a secret with a copy of b; b stays the caller's to clear.
 func Copy(b []byte) Bytes {
 	s := New(len(b))
-	copy(s.buf.b, b)
+	copy(s.Expose(), b)
 	return s
 }
 
@@ -52,7 +55,7 @@ func (s Bytes) Expose() []byte {
 	if s.buf == nil {
 		return nil
 	}
-	return s.buf.b
+	return (*s.buf).b
 }
 
 // Len is the length in bytes; 0 after Clear.
@@ -64,8 +67,8 @@ func (s Bytes) Clear() {
 	if s.buf == nil {
 		return
 	}
-	Wipe(s.buf.b)
-	s.buf.b = nil
+	Wipe((*s.buf).b)
+	(*s.buf).b = nil
 }
 
 // Wipe overwrites b with zeros in a way the compiler keeps.
