@@ -1,0 +1,15 @@
+package wire
+
+import "errors"
+
+// Errors of the parsers. All but ErrMTU mean: drop the datagram.
+var (
+	ErrShort     = errors.New("datagram is too short")
+	ErrType      = errors.New("datagram type is not known")
+	ErrFlags     = errors.New("header flags are not known")
+	ErrQueue     = errors.New("queue number is out of range")
+	ErrKind      = errors.New("record kind is not known")
+	ErrNotBuilt  = errors.New("record kind is not built yet")
+	ErrNotPacket = errors.New("record holds no whole IP packet")
+	ErrMTU       = errors.New("path MTU is too small for a line")
+)
