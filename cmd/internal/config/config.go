@@ -1,0 +1,266 @@
+// Package config reads the one YAML file that describes a site to all of its
+// daemons.
+//
+// The main type is [Site]; its comments are the manual of the file. [Load]
+// refuses unknown keys and reports every fault of a file at once, each with
+// its line, the key, what was found and what to do. It opens the file itself
+// and nothing else: no socket, no device, no file that the site names.
+//
+// A caller must keep in mind that relative paths count from the folder of the
+// file, and that secrets stand in the file by path only.
+package config
+
+import (
+	"net/netip"
+	"os"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Site is the whole file. In the comments below, "required" means that the key
+// must stand in the file; all other keys have the default that is named.
+type Site struct {
+	// version of this file's layout. Required; 1.
+	Version int `yaml:"version" check:"required"`
+	// site is the name of this site: letters, digits, dot, dash, underscore,
+	// at most 63. Required.
+	Site string `yaml:"site" check:"required,name"`
+	// lab accepts links that are simulated. Their keys protect nothing, so a
+	// site with patients' data leaves it out. Default false.
+	Lab bool `yaml:"lab,omitempty"`
+	// state is the folder in which the daemons keep what must survive a
+	// restart, and their control sockets. It is created with mode 0700.
+	// Required.
+	State string `yaml:"state" check:"required,path"`
+	// kme is the key manager of this site. Left out on a machine that runs
+	// only lines or simulators.
+	KME *KME `yaml:"kme,omitempty"`
+	// peers are the key managers at the other ends of the links.
+	Peers []Peer `yaml:"peers,omitempty"`
+	// links are the QKD links that end here.
+	Links []Link `yaml:"links,omitempty"`
+	// saes are the applications that may draw keys, and those at other sites
+	// with which they share them.
+	SAEs []SAE `yaml:"saes,omitempty"`
+	// lines are the encrypted lines that end here.
+	Lines []Line `yaml:"lines,omitempty"`
+}
+
+// KME is the key manager of the site.
+type KME struct {
+	// id names this key manager (KME ID of ETSI GS QKD 014). Required.
+	ID string `yaml:"id" check:"required,name"`
+	// listen is the address of the ETSI GS QKD 014 door, host:port. Required.
+	Listen string `yaml:"listen" check:"required,address"`
+	// certificate and key are what the door shows, PEM. The key file has mode
+	// 0600. Required.
+	Certificate string `yaml:"certificate" check:"required,path"`
+	Key         string `yaml:"key" check:"required,path"`
+	// client_ca is the root that signs the certificates of SAEs, PEM. It must
+	// not be the root of peer key managers. Required.
+	ClientCA string `yaml:"client_ca" check:"required,path"`
+	// peer_listen is where other key managers reach this one, host:port.
+	// Required.
+	PeerListen string `yaml:"peer_listen" check:"required,address"`
+	// peer_certificate and peer_key are what this key manager shows to its
+	// peers, PEM; the certificate names urn:quietline:kme:<id>. Required.
+	PeerCertificate string `yaml:"peer_certificate" check:"required,path"`
+	PeerKey         string `yaml:"peer_key" check:"required,path"`
+	// peer_ca is the root that signs the certificates of peers, PEM. Required.
+	PeerCA string `yaml:"peer_ca" check:"required,path"`
+	// root_key is the file with the 32 random bytes under which stored keys
+	// are wrapped; mode 0600. Keep it away from the state folder's backups.
+	// Required.
+	RootKey string `yaml:"root_key" check:"required,path"`
+	// control is the Unix socket of status and commands, mode 0600.
+	// Default <state>/kme.sock.
+	Control string `yaml:"control,omitempty" check:"socket"`
+	// metrics is where Prometheus scrapes: a loopback host:port or unix:/path.
+	// Default: none.
+	Metrics string `yaml:"metrics,omitempty" check:"metrics"`
+}
+
+// Peer is a key manager at the other end of one or more links.
+type Peer struct {
+	// kme is its KME ID. Required.
+	KME string `yaml:"kme" check:"required,name"`
+	// address is its peer_listen as seen from here, host:port. Required.
+	Address string `yaml:"address" check:"required,address"`
+}
+
+// Link is one QKD link that ends here.
+type Link struct {
+	// id names the link; both ends use the same. Required.
+	ID string `yaml:"id" check:"required,name"`
+	// peer is the KME ID at the other end, one of peers. Required.
+	Peer string `yaml:"peer" check:"required,name"`
+	// driver is the door of the device as a URL: unix:///path of the socket
+	// at which the device, or the simulator, hands out secret blocks.
+	// Required.
+	Driver string `yaml:"driver" check:"required,driver"`
+	// simulator makes `quietline sim` play the device behind driver. Needs
+	// lab: true. Default: none, the device is real.
+	Simulator *Simulator `yaml:"simulator,omitempty"`
+}
+
+// Simulator is this site's end of a simulated link.
+type Simulator struct {
+	// role of this end: alice sends photons, bob detects them. Required.
+	Role string `yaml:"role" check:"required"`
+	// preset names source, fibre, detectors and block size. Required.
+	Preset string `yaml:"preset" check:"required,name"`
+	// fibre carries what photons carry, so it is never the wide-area network.
+	// One end listens, the other connects. Required.
+	Fibre Channel `yaml:"fibre" check:"required"`
+	// classical carries sifting and reconciliation, authenticated. Required.
+	Classical Channel `yaml:"classical" check:"required"`
+	// auth_seed is the file of pre-shared random bytes that authenticate the
+	// classical channel, equal at both ends; mode 0600. Required.
+	AuthSeed string `yaml:"auth_seed" check:"required,path"`
+	// eve is the fraction of pulses that an eavesdropper intercepts and
+	// resends, 0 to 1; only at alice, where the pulses leave. Default 0.
+	Eve float64 `yaml:"eve,omitempty"`
+	// control is the Unix socket of status and commands, mode 0600.
+	// Default <state>/sim-<link>.sock.
+	Control string `yaml:"control,omitempty" check:"socket"`
+	// metrics is where Prometheus scrapes: a loopback host:port or unix:/path.
+	// Default: none.
+	Metrics string `yaml:"metrics,omitempty" check:"metrics"`
+}
+
+// Channel is one connection of the simulator: exactly one of the two is set.
+// Each is host:port or unix:/path.
+type Channel struct {
+	Listen  string `yaml:"listen,omitempty" check:"channel"`
+	Connect string `yaml:"connect,omitempty" check:"channel"`
+}
+
+// SAE is one application that draws keys.
+type SAE struct {
+	// id is its SAE ID, 1 to 291 printable characters. Required.
+	ID string `yaml:"id" check:"required,sae"`
+	// kme is the key manager it asks: kme.id, or one of peers. Required.
+	KME string `yaml:"kme" check:"required,name"`
+	// identity says which certificate is this SAE. Exactly one is set;
+	// required for the SAEs of this site's key manager, refused for others.
+	Identity Identity `yaml:"identity,omitempty"`
+}
+
+// Identity is how a certificate shows who it is.
+type Identity struct {
+	// uri is a URI in its subject alternative names, e.g. urn:quietline:sae:x.
+	URI string `yaml:"uri,omitempty"`
+	// dns is a DNS name in its subject alternative names.
+	DNS string `yaml:"dns,omitempty"`
+	// cn is the common name of its subject, for old clients.
+	CN string `yaml:"cn,omitempty"`
+	// pin is the SHA-256 of the certificate (DER), 64 hexadecimal digits.
+	Pin string `yaml:"pin,omitempty" check:"pin"`
+}
+
+// Line is one encrypted line to another site.
+type Line struct {
+	// id names the line; both ends use the same, and it stands in the
+	// handshake. Required.
+	ID string `yaml:"id" check:"required,name"`
+	// policy says what an epoch must rest on, and is never lowered by the
+	// peer: qkd-strict (a fresh QKD key in every epoch, else the line blocks)
+	// or pqc-only (no QKD on this line). Required, on both ends the same.
+	Policy string `yaml:"policy" check:"required"`
+	// link_secret is the file of 32 random bytes that both ends share; mode
+	// 0600. Required.
+	LinkSecret string `yaml:"link_secret" check:"required,path"`
+	// static_key is the file of this end's static X-Wing seed; mode 0600.
+	// Required.
+	StaticKey string `yaml:"static_key" check:"required,path"`
+	// peer_bundle is the file that says who the other end is. Required.
+	PeerBundle string `yaml:"peer_bundle" check:"required,path"`
+	// endpoints are the UDP addresses of the two ends. Required; one for now.
+	Endpoints []Endpoint `yaml:"endpoints" check:"required"`
+	// tun is the network device that plain packets enter and leave. Required.
+	TUN TUN `yaml:"tun" check:"required"`
+	// epoch_life is the time between two rekeyings, 1s to 1h. Default 60s.
+	EpochLife time.Duration `yaml:"epoch_life,omitempty"`
+	// hold_max is how long an epoch may carry traffic when no fresh QKD key
+	// comes, before the line blocks, 1s to 24h. Default 600s.
+	HoldMax time.Duration `yaml:"hold_max,omitempty"`
+	// keys is where the line draws QKD keys. Required unless the policy is
+	// pqc-only.
+	Keys *Keys `yaml:"keys,omitempty"`
+	// control is the Unix socket of status and commands, mode 0600.
+	// Default <state>/line-<id>.sock.
+	Control string `yaml:"control,omitempty" check:"socket"`
+	// metrics is where Prometheus scrapes: a loopback host:port or unix:/path.
+	// Default: none.
+	Metrics string `yaml:"metrics,omitempty" check:"metrics"`
+}
+
+// Endpoint is one UDP path between the two ends.
+type Endpoint struct {
+	// local is the address and port datagrams leave from. Required.
+	Local netip.AddrPort `yaml:"local" check:"required"`
+	// remote is the address and port of the other end. Required.
+	Remote netip.AddrPort `yaml:"remote" check:"required"`
+}
+
+// TUN is the network device of a line.
+type TUN struct {
+	// name of the interface, 1 to 15 characters. Required.
+	Name string `yaml:"name" check:"required,interface"`
+	// addresses of the interface with prefix length, e.g. 10.9.0.1/30.
+	Addresses []netip.Prefix `yaml:"addresses,omitempty"`
+	// routes are the networks behind the other end.
+	Routes []netip.Prefix `yaml:"routes,omitempty"`
+	// mtu is the largest packet taken in, bytes, 1280 to 9000. Default: what
+	// a path of 1500 bytes outside leaves room for.
+	MTU int `yaml:"mtu,omitempty"`
+}
+
+// Keys is a line's access to the key manager.
+type Keys struct {
+	// kmes are the doors of the key manager, https://host:port. Required; one
+	// for now.
+	KMEs []string `yaml:"kmes" check:"required,https"`
+	// certificate and key identify this line's SAE, PEM; the key file has
+	// mode 0600. Required.
+	Certificate string `yaml:"certificate" check:"required,path"`
+	Key         string `yaml:"key" check:"required,path"`
+	// ca is the root that signs the key manager's certificate, PEM. Required.
+	CA string `yaml:"ca" check:"required,path"`
+	// sae and peer_sae are the SAE IDs of the two ends of the line. Required.
+	SAE     string `yaml:"sae" check:"required,sae"`
+	PeerSAE string `yaml:"peer_sae" check:"required,sae"`
+}
+
+// maxFile bounds a site file, bytes: a thousand lines of config need a tenth.
+const maxFile = 1 << 20
+
+// Load reads and checks a site file. A faulty file is refused with [*Faults].
+func Load(path string) (*Site, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return Parse(path, data)
+}
+
+// Parse is [Load] with the bytes at hand. The name stands in faults, and
+// relative paths count from its folder.
+func Parse(name string, data []byte) (*Site, error) {
+	site := new(Site)
+	d := newDecoder(name)
+	if root := d.document(data); root != nil {
+		d.decode(root, site)
+		d.setDefaults(site)
+		d.validate(site)
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return site, nil
+}
+
+// YAML renders the site as a file that [Parse] reads back equal. Comments are
+// lost; what is written by hand stays written by hand.
+func (s *Site) YAML() ([]byte, error) { return yaml.Marshal(s) }
