@@ -60,14 +60,14 @@ type Light struct {
 	rng    *rand.Rand
 	mus    []float64
 	eve    float64
-	peak   float64                // eta times the brightest mean
-	bright [MaxIntensities]bright // for each intensity at the present eta
-	now    uint64                 // slots below are over
-	next   uint64                 // next candidate
+	peak   float64               // eta times the brightest mean
+	levels [MaxIntensities]level // for each intensity at the present eta
+	now    uint64                // slots below are over
+	next   uint64                // next candidate
 }
 
-// bright is what Light needs to know of one intensity.
-type bright struct {
+// level is what Light needs to know of one intensity.
+type level struct {
 	mean   float64 // of the photons that arrive
 	keep   float64 // P(photon at this intensity) / P(photon at the brightest)
 	single float64 // P(one photon | at least one)
@@ -97,11 +97,11 @@ func (lt *Light) SetTransmittance(eta float64) {
 	lt.peak = eta * brightest
 	for i, mu := range lt.mus {
 		mean := eta * mu
-		lt.bright[i] = bright{mean: mean}
+		lt.levels[i] = level{mean: mean}
 		if mean > 0 {
 			some := -math.Expm1(-mean)
-			lt.bright[i].keep = some / -math.Expm1(-lt.peak)
-			lt.bright[i].single = mean * math.Exp(-mean) / some
+			lt.levels[i].keep = some / -math.Expm1(-lt.peak)
+			lt.levels[i].single = mean * math.Exp(-mean) / some
 		}
 	}
 	// Geometric gaps have no memory: drawing anew changes no statistics.
@@ -120,7 +120,7 @@ func (lt *Light) SetEve(fraction float64) { lt.eve = fraction }
 func (lt *Light) Until(dst []Pulse, slot uint64) []Pulse {
 	for lt.next < slot {
 		p := lt.source.At(lt.next)
-		if lt.rng.Float64() < lt.bright[p.Intensity].keep {
+		if lt.rng.Float64() < lt.levels[p.Intensity].keep {
 			dst = append(dst, lt.arrive(p))
 		}
 		lt.next = after(lt.next, 1)
@@ -134,7 +134,7 @@ func (lt *Light) Until(dst []Pulse, slot uint64) []Pulse {
 func (lt *Light) arrive(p distill.Preparation) Pulse {
 	out := Pulse{
 		Slot: lt.next, Basis: p.Basis, Bit: p.Bit,
-		Photons: lt.bright[p.Intensity].photons(lt.rng.Float64()),
+		Photons: lt.levels[p.Intensity].photons(lt.rng.Float64()),
 	}
 	// The same number of draws with and without eve keeps the photons of a
 	// run equal, so that runs can be compared.
@@ -151,7 +151,7 @@ func (lt *Light) arrive(p distill.Preparation) Pulse {
 
 // photons is a Poisson number of which one knows that it is not 0: the
 // inverse of its distribution at u, uniform in [0, 1).
-func (b bright) photons(u float64) uint8 {
+func (b level) photons(u float64) uint8 {
 	n, p := uint8(1), b.single
 	for u >= p && n < math.MaxUint8 {
 		u -= p

@@ -290,7 +290,7 @@ func TestPhotonNumbersArePoisson(t *testing.T) {
 	for i, mean := range []float64{10, 3, 0.5, 0.01} {
 		var sum float64
 		for range n {
-			sum += float64(lt.bright[i].photons(lt.rng.Float64()))
+			sum += float64(lt.levels[i].photons(lt.rng.Float64()))
 		}
 		want := mean / -math.Expm1(-mean)
 		variance := want*(1+mean) - want*want
