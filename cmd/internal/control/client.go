@@ -1,0 +1,94 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+)
+
+// Client speaks to one daemon. It is safe for concurrent use.
+type Client struct {
+	path string
+	http http.Client
+}
+
+// Dial names the socket of a daemon; nothing is opened before the first call.
+func Dial(path string) *Client {
+	return &Client{path: path, http: http.Client{Transport: &http.Transport{
+		// A socket costs nothing to open, and a kept one outlives its daemon.
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", path)
+		},
+	}}}
+}
+
+// Status asks the daemon how it is. Like every call it wraps [ErrDown] when
+// nobody answers, and [ErrRefused] when the daemon says no.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	err := c.call(ctx, http.MethodGet, "status", nil, &s)
+	return s, err
+}
+
+// Rekey asks a line to begin a new epoch. It returns once the line has taken
+// the wish, not once the epoch stands; Status tells.
+func (c *Client) Rekey(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "rekey", struct{}{}, nil)
+}
+
+// Fibre cuts (false) or restores (true) the fibre of a simulated link.
+func (c *Client) Fibre(ctx context.Context, up bool) error {
+	return c.call(ctx, http.MethodPost, "fibre", fibreRequest{&up}, nil)
+}
+
+// Eve sets the fraction of pulses, 0 to 1, that an eavesdropper on the fibre
+// intercepts and resends.
+func (c *Client) Eve(ctx context.Context, fraction float64) error {
+	return c.call(ctx, http.MethodPost, "eve", eveRequest{&fraction}, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, name string, in, out any) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", name, err)
+	}
+	target := "http://daemon/v1/" + name
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err != nil {
+		return fmt.Errorf("ask %s: %w", name, err)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the URL, which is ours and tells nothing
+		}
+		return fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxStatus))
+	if err != nil {
+		return fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
+	}
+	if res.StatusCode != http.StatusOK {
+		var no refusal
+		if json.Unmarshal(data, &no) != nil || no.Message == "" {
+			no.Message = res.Status
+		}
+		return fmt.Errorf("ask %s: %w: %s", name, ErrRefused, no.Message)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(data, out); err != nil {
+		return fmt.Errorf("ask %s: read answer: %w", name, err)
+	}
+	return nil
+}

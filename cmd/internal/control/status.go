@@ -1,0 +1,161 @@
+package control
+
+import "time"
+
+// Status is what a daemon tells of itself. The JSON names are stable: scripts
+// read them. Durations are seconds, rates are bits per second, ratios are 0 to
+// 1; null means not known. Exactly one of KME, Line and Sim is set.
+type Status struct {
+	// Daemon is kme, line or sim.
+	Daemon string `json:"daemon"`
+	// ID is the KME ID, the line's id or the link's id.
+	ID string `json:"id"`
+	// Site is the name in the site file.
+	Site string `json:"site"`
+	// Version of the program.
+	Version string    `json:"version"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	// Simulated is true when any key of this daemon comes from a simulated
+	// link: it protects nothing.
+	Simulated bool `json:"simulated"`
+
+	KME  *KME  `json:"kme,omitempty"`
+	Line *Line `json:"line,omitempty"`
+	Sim  *Sim  `json:"sim,omitempty"`
+}
+
+// KME is the part of a key manager.
+type KME struct {
+	// Serving is false when the door answers 503 to everything; Reason says why.
+	Serving bool   `json:"serving"`
+	Reason  string `json:"reason,omitempty"`
+	// Listen and PeerListen are the addresses bound.
+	Listen     string `json:"listen"`
+	PeerListen string `json:"peer_listen,omitempty"`
+	// KeysDrawn were handed to initiators (enc_keys), KeysFetched to targets
+	// (dec_keys), since the start. Refused counts refused calls.
+	KeysDrawn   uint64 `json:"keys_drawn"`
+	KeysFetched uint64 `json:"keys_fetched"`
+	Refused     uint64 `json:"refused"`
+
+	Peers []Peer `json:"peers"`
+	Links []Link `json:"links"`
+	// Alarms are conditions that a person should look at.
+	Alarms []string `json:"alarms"`
+}
+
+// Peer is another key manager as seen from this one.
+type Peer struct {
+	KME string `json:"kme"`
+	// Connected: the channel stands. Up: the protocol agreed on a session.
+	Connected bool   `json:"connected"`
+	Up        bool   `json:"up"`
+	Reason    string `json:"reason,omitempty"`
+	// RTT is the round trip between the two.
+	RTT *float64 `json:"rtt_seconds"`
+}
+
+// Link is one QKD link as the key manager sees it.
+type Link struct {
+	ID        string `json:"id"`
+	Peer      string `json:"peer"`
+	Simulated bool   `json:"simulated"`
+	// Up: the device makes blocks. Reason says why not.
+	Up     bool     `json:"up"`
+	Reason string   `json:"reason,omitempty"`
+	QBER   *float64 `json:"qber"`
+	// SiftedRate and SecretRate are bits per second, as the device says.
+	SiftedRate *float64 `json:"sifted_bps"`
+	SecretRate *float64 `json:"secret_bps"`
+	// Drawable is what this side's initiators could draw now, bits; Stored is
+	// all that is here, bits. The other four are the ledger, bits, of which
+	// ingested = delivered + void + expired + burnt + tag + stored.
+	Drawable  uint64 `json:"drawable_bits"`
+	Stored    uint64 `json:"stored_bits"`
+	Ingested  uint64 `json:"ingested_bits"`
+	Delivered uint64 `json:"delivered_bits"`
+	Void      uint64 `json:"void_bits"`
+	Expired   uint64 `json:"expired_bits"`
+	Burnt     uint64 `json:"burnt_bits"`
+	Tag       uint64 `json:"tag_bits"`
+}
+
+// Line is the part of a line encryptor.
+type Line struct {
+	// Policy is the site file's.
+	Policy string `json:"policy"`
+	// Level is what the line rests on now: OTP, QKD, CHAINED, PQC or BLOCKED.
+	Level string `json:"level"`
+	// Since is when the level began; Reason is why it is not higher.
+	Since  time.Time `json:"since"`
+	Reason string    `json:"reason,omitempty"`
+	// Epoch is the number of the sending epoch, Age its age, Keys the QKD keys
+	// mixed into it. LastKey is the age of the last epoch with a fresh QKD key.
+	Epoch   uint64   `json:"epoch"`
+	Age     *float64 `json:"epoch_age_seconds"`
+	Keys    int      `json:"epoch_keys"`
+	LastKey *float64 `json:"last_key_age_seconds"`
+	// Rekeys counts epochs begun since the start.
+	Rekeys uint64 `json:"rekeys"`
+	// RekeyFailures counts handshakes that failed, by reason.
+	RekeyFailures map[string]uint64 `json:"rekey_failures"`
+	// Stock is what the key manager holds for this line, keys; null when it
+	// does not answer or the policy draws none.
+	Stock *int `json:"stock_keys"`
+	// KeysDrawn and KeysCollected count QKD keys since the start.
+	KeysDrawn     uint64 `json:"keys_drawn"`
+	KeysCollected uint64 `json:"keys_collected"`
+	// Peer: the other end has been heard lately.
+	Peer bool `json:"peer_alive"`
+
+	Sent     Traffic `json:"sent"`
+	Received Traffic `json:"received"`
+	// Drops counts packets and datagrams that were dropped, by reason.
+	Drops map[string]uint64 `json:"drops"`
+	// Device is the TUN device in use.
+	Device Device `json:"device"`
+}
+
+// Traffic counts one direction since the start. Bytes are those of the inner
+// packets, OuterBytes those of the UDP payloads.
+type Traffic struct {
+	Packets    uint64 `json:"packets"`
+	Bytes      uint64 `json:"bytes"`
+	Datagrams  uint64 `json:"datagrams"`
+	OuterBytes uint64 `json:"outer_bytes"`
+}
+
+// Device is a line's TUN device.
+type Device struct {
+	Name    string `json:"name"`
+	Backend string `json:"backend"`
+	Offload bool   `json:"offload"`
+	MTU     int    `json:"mtu"`
+	Reason  string `json:"reason,omitempty"`
+}
+
+// Sim is the part of one end of a simulated link.
+type Sim struct {
+	// Role is alice or bob; Preset is the site file's.
+	Role   string `json:"role"`
+	Preset string `json:"preset"`
+	// FibreUp is false while the fibre is cut.
+	FibreUp bool `json:"fibre_up"`
+	// Eve is the fraction of pulses that an eavesdropper intercepts.
+	Eve float64 `json:"eve"`
+	// Up: secret blocks can be made. Reason says why not.
+	Up     bool     `json:"up"`
+	Reason string   `json:"reason,omitempty"`
+	QBER   *float64 `json:"qber"`
+	// SiftedRate and SecretRate are bits per second.
+	SiftedRate *float64 `json:"sifted_bps"`
+	SecretRate *float64 `json:"secret_bps"`
+	// Blocks and SecretBits were made since the start.
+	Blocks     uint64 `json:"blocks"`
+	SecretBits uint64 `json:"secret_bits"`
+	// AuthBits are pre-shared authentication bits left, null if not known;
+	// AuthUsed were consumed since the start.
+	AuthBits *int64 `json:"auth_bits_left"`
+	AuthUsed uint64 `json:"auth_bits_used"`
+}
