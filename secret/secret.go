@@ -1,9 +1,10 @@
 // Package secret holds key material that hides and wipes itself.
 //
 // The main type is [Bytes]: a fixed buffer that no print verb, logger or
-// encoder shows, and that its owner clears. Beside it stand durable file
-// writes ([WriteFile]) and reads that refuse a secret others can read
-// ([ReadFile]).
+// encoder shows, and that its owner clears; [NewLocked] makes one in memory
+// that never reaches a disk. Beside it stand durable file writes ([WriteFile]),
+// reads that refuse a secret others can read ([ReadFile]), and [Harden] for
+// daemons.
 //
 // A caller must keep in mind that Go copies freely: hold a secret in one
 // Bytes, pass the pointer, read it with [Bytes.Expose] only where it is used,
@@ -31,7 +32,10 @@ type Bytes struct {
 	buf **buffer
 }
 
-type buffer struct{ b []byte }
+type buffer struct {
+	b      []byte
+	mapped bool // pages of our own, see NewLocked
+}
 
 // New returns a secret of n zero bytes, to be filled through Expose.
 func New(n int) Bytes { return Own(make([]byte, n)) }
@@ -67,8 +71,12 @@ func (s Bytes) Clear() {
 	if s.buf == nil {
 		return
 	}
-	Wipe((*s.buf).b)
-	(*s.buf).b = nil
+	p := *s.buf
+	Wipe(p.b)
+	if p.mapped {
+		unmap(p.b)
+	}
+	p.b, p.mapped = nil, false
 }
 
 // Wipe overwrites b with zeros in a way the compiler keeps.
