@@ -1,0 +1,95 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// End is one end of a virtual cable.
+type End struct {
+	Namespace *Namespace
+	Name      string // interface name, at most 15 bytes
+	Addresses []netip.Prefix
+	Routes    []Route
+	MTU       int // bytes; 0 = 1500
+}
+
+// Route is a network reached through a neighbour on the cable.
+type Route struct {
+	To  netip.Prefix
+	Via netip.Addr
+}
+
+// Veth joins two namespaces by a virtual Ethernet cable and brings both ends
+// up. The cable goes with either namespace.
+func Veth(a, b End) error {
+	if err := a.Namespace.Do(func() error { return makeVeth(a, b) }); err != nil {
+		return fmt.Errorf("make cable %s to %s: %w", a.Name, b.Name, err)
+	}
+	// Both are up before routes are set, which need a carrier.
+	for _, e := range []End{a, b} {
+		if err := e.Namespace.Do(e.raise); err != nil {
+			return fmt.Errorf("set up %s in %s: %w", e.Name, e.Namespace.name, err)
+		}
+	}
+	for _, e := range []End{a, b} {
+		if err := e.Namespace.Do(e.route); err != nil {
+			return fmt.Errorf("set up %s in %s: %w", e.Name, e.Namespace.name, err)
+		}
+	}
+	return nil
+}
+
+func (e End) mtu() int {
+	if e.MTU == 0 {
+		return 1500
+	}
+	return e.MTU
+}
+
+func makeVeth(a, b End) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = a.Name, a.mtu()
+	return netlink.LinkAdd(&netlink.Veth{
+		LinkAttrs:     attrs,
+		PeerName:      b.Name,
+		PeerMTU:       uint32(b.mtu()),
+		PeerNamespace: netlink.NsFd(b.Namespace.file.Fd()),
+	})
+}
+
+func (e End) raise() error {
+	link, err := netlink.LinkByName(e.Name)
+	if err != nil {
+		return err
+	}
+	for _, p := range e.Addresses {
+		addr := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			// Duplicate address detection would hold the address back for a second.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := netlink.AddrAdd(link, addr); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+func (e End) route() error {
+	for _, r := range e.Routes {
+		err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(r.To.Masked()), Gw: r.Via.AsSlice()})
+		if err != nil {
+			return fmt.Errorf("add route %s via %s: %w", r.To, r.Via, err)
+		}
+	}
+	return nil
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
