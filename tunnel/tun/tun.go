@@ -1,0 +1,113 @@
+// Package tun holds the devices that carry IP packets between a line and its
+// host, behind [tunnel.Device].
+//
+// [Open] makes a TUN interface of the kernel and gives it addresses, routes
+// and an MTU; [Memory] is a device without a kernel, for tests. The back ends:
+//
+//	water   songgao/water: one packet a call, works on every Linux
+//
+// A caller must keep in mind that the interface lives in the network namespace
+// of the thread that calls Open, and ends with Close or with the process.
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/tunnel"
+)
+
+// Config says what interface to make.
+type Config struct {
+	Name      string         // interface name, at most 15 bytes, e.g. "ql0"
+	Addresses []netip.Prefix // own addresses on the interface
+	Routes    []netip.Prefix // networks behind the other end
+	MTU       int            // bytes; from wire.InnerMTU
+	// Backend is "auto" or empty, which takes the best that works here, or the
+	// name of one.
+	Backend string
+}
+
+const (
+	// node is the kernel's door to TUN devices.
+	node = "/dev/net/tun"
+	// maxName is IFNAMSIZ of linux/if.h less the closing zero.
+	maxName = unix.IFNAMSIZ - 1
+	minIPv4 = 68   // RFC 791 section 3.2: every network carries so much unfragmented
+	minIPv6 = 1280 // RFC 8200 section 5
+	maxMTU  = 65535
+)
+
+// Open makes the interface, sets it up and brings it up. The error says what
+// the user can do about it.
+func Open(cfg Config) (tunnel.Device, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("open TUN %s: %w", cfg.Name, err)
+	}
+	var d tunnel.Device
+	var err error
+	switch cfg.Backend {
+	case "", "auto":
+		d, err = openWater(cfg, "the one back end that is built")
+	case "water":
+		d, err = openWater(cfg, "asked for by name")
+	default:
+		err = fmt.Errorf("%w: back end %q is not known or not built yet", ErrConfig, cfg.Backend)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open TUN %s: %w", cfg.Name, explain(err))
+	}
+	return d, nil
+}
+
+func (c Config) check() error {
+	if c.Name == "" || len(c.Name) > maxName {
+		return fmt.Errorf("%w: name %q has not 1 to %d bytes", ErrConfig, c.Name, maxName)
+	}
+	for _, p := range append(append([]netip.Prefix{}, c.Addresses...), c.Routes...) {
+		if !p.IsValid() {
+			return fmt.Errorf("%w: an address or route is not valid", ErrConfig)
+		}
+		if err := checkMTU(c.MTU, p.Addr()); err != nil {
+			return err
+		}
+	}
+	return checkMTU(c.MTU, netip.IPv4Unspecified())
+}
+
+// checkMTU refuses an MTU that cannot carry the family of addr.
+func checkMTU(mtu int, addr netip.Addr) error {
+	least, family := minIPv6, "IPv6"
+	if addr.Unmap().Is4() {
+		least, family = minIPv4, "IPv4"
+	}
+	if mtu < least || mtu > maxMTU {
+		return fmt.Errorf("%w: MTU %d is not in %d to %d, as %s needs",
+			ErrConfig, mtu, least, maxMTU, family)
+	}
+	return nil
+}
+
+// explain adds to an error of the kernel what it means here and what helps.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, ErrConfig):
+		return err
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) ||
+		errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("%w: %w; try: modprobe tun, in a container: --device %s",
+			ErrNoTUN, err, node)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: %w; this user may not open %s: try sudo", ErrPermission, err, node)
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w: %w; CAP_NET_ADMIN is needed: try sudo, in a service:"+
+			" AmbientCapabilities=CAP_NET_ADMIN", ErrPermission, err)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("%w; another process holds an interface of this name", err)
+	}
+	return err
+}
