@@ -7,6 +7,7 @@
 package rekey
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/quietline/quietline/secret"
@@ -15,20 +16,22 @@ import (
 
 // Input is one thing that happened. Any combination of fields may be set.
 type Input struct {
-	Datagram []byte     // a handshake datagram from the peer's endpoint; not kept
-	Keys     *KeyAnswer // answer to an earlier Output.Request
-	Rekey    bool       // the operator asks for a new epoch
+	Datagram []byte         // a handshake datagram from the peer's endpoint; not kept
+	From     netip.AddrPort // where Datagram came from
+	Keys     *KeyAnswer     // answer to an earlier Output.Request, exactly one for each
+	Rekey    bool           // the operator asks for a new epoch
 	// Heard is the receive index of an epoch in which an authenticated data
 	// record of the peer has just arrived for the first time; 0 = none.
 	Heard uint32
-	// Sent is the number of bytes sealed so far in the sending epoch.
+	// Sent is the number of bytes sealed so far in the sending epoch; 0 = unknown.
 	Sent uint64
 }
 
-// KeyRequest asks the caller to draw (New) or collect (IDs) QKD keys.
+// KeyRequest asks the caller to draw (New) or collect (IDs) QKD keys. With
+// neither it is a probe: the key source's status, an error if it has no key.
 type KeyRequest struct {
 	ID       uint64 // comes back in the answer
-	New      int    // number of keys to draw; 0 = collect IDs
+	New      int    // number of keys to draw; 0 = collect IDs, or probe
 	IDs      []tunnel.KeyID
 	SizeBits int
 	Budget   time.Duration // give up after this long
@@ -72,9 +75,9 @@ const (
 type Output struct {
 	Install   *Epoch   // accept records of this epoch from now on
 	Send      uint32   // seal with the epoch of this receive index from now on; 0 = as before
-	Confirm   bool     // send one (empty) data record at once: it is our key confirmation
+	Confirm   bool     // send one (empty) data record at once: it is our key confirmation, then keepalive
 	Retire    []uint32 // receive indexes of epochs to drop and clear
-	Stop      bool     // seal nothing any more: the line is blocked
+	Stop      bool     // seal nothing until the next Send: the line is blocked
 	Datagrams [][]byte // to the peer's endpoint, in order
 	Request   *KeyRequest
 	Events    []Event

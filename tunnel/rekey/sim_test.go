@@ -1,0 +1,405 @@
+package rekey
+
+import (
+	"bytes"
+	"container/heap"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel"
+)
+
+// world is two machines, two key managers and a network, all in virtual time
+// from one seed.
+type world struct {
+	rng   *rand.Rand
+	now   time.Time
+	queue events
+	seq   int
+	ends  [2]*end
+	net   network
+	kme   keyStore
+	log   func(format string, args ...any)
+	fault error // the first broken promise
+}
+
+// network says what happens to a datagram or record on its way.
+type network struct {
+	loss, dup   float64
+	delay, vary time.Duration
+	cut         [2]bool // from end i
+}
+
+// keyStore plays both key managers of a QKD link.
+type keyStore struct {
+	next  uint64
+	keys  map[tunnel.KeyID][]byte // drawn, not yet collected
+	drawn map[tunnel.KeyID]bool
+	state [2]kmeState
+}
+
+type kmeState struct {
+	err     error         // every call fails with it
+	delay   time.Duration // of the answer
+	mute    bool          // no answer ever (the engine answers after the budget)
+	loseNew float64       // share of drawn keys that the other end never gets
+	wrong   float64       // share of collected keys with other bytes
+}
+
+// end is one machine and the data plane around it, as small as can be: it
+// keeps the keys of the epochs and seals numbered records.
+type end struct {
+	w       *world
+	id      int
+	m       *Machine
+	life    int // restarts
+	recv    map[uint32]*Epoch
+	heard   map[uint32]bool
+	send    *Epoch
+	blocked bool
+	wake    time.Time
+	events  []Event
+	lives   []string
+	offset  time.Duration
+	sentIn  map[uint32]int
+	opened  int
+	lost    int
+	ups     int
+	rekey   bool
+	cfg     func() Config
+	usedIDs map[tunnel.KeyID]bool
+	trace   func(dir string, d []byte)
+}
+
+type item struct {
+	at  time.Time
+	seq int
+	do  func()
+}
+
+type events []item
+
+func (e events) Len() int { return len(e) }
+func (e events) Less(i, j int) bool {
+	return e[i].at.Before(e[j].at) || e[i].at.Equal(e[j].at) && e[i].seq < e[j].seq
+}
+func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)   { *e = append(*e, x.(item)) }
+func (e *events) Pop() any     { old := *e; x := old[len(old)-1]; *e = old[:len(old)-1]; return x }
+
+// epochZero is when virtual time starts.
+var epochZero = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+
+func seeds(i int) secret.Bytes {
+	return secret.Copy(bytes.Repeat([]byte{byte(i + 1)}, seedSize))
+}
+
+func linkSecret() secret.Bytes { return secret.Copy(bytes.Repeat([]byte{0x5c}, 32)) }
+
+// publics caches the two static keys: deriving them is slow.
+var publics = func() (p [2][]byte) {
+	for i := range p {
+		p[i], _ = Public(XWing, seeds(i))
+	}
+	return p
+}()
+
+// config is a configuration of end i with randomness from the world.
+func (w *world) config(i int, p Policy) Config {
+	return Config{LinkID: [16]byte{7}, StaticSeed: seeds(i), PeerStatic: publics[1-i],
+		LinkSecret: linkSecret(), Policy: p, Rand: rngReader{w.rng}}
+}
+
+type rngReader struct{ *rand.Rand }
+
+func (r rngReader) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return len(b), nil
+}
+
+func newWorld(seed uint64) *world {
+	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), now: epochZero,
+		kme: keyStore{keys: map[tunnel.KeyID][]byte{}, drawn: map[tunnel.KeyID]bool{}},
+		net: network{delay: 10 * time.Millisecond}, log: func(string, ...any) {}}
+	return w
+}
+
+// start makes both ends. tweak may change each configuration.
+func (w *world) start(p Policy, tweak func(i int, c *Config)) {
+	for i := range w.ends {
+		e := &end{w: w, id: i, usedIDs: map[tunnel.KeyID]bool{}}
+		e.cfg = func() Config {
+			c := w.config(i, p)
+			if tweak != nil {
+				tweak(i, &c)
+			}
+			return c
+		}
+		w.ends[i] = e
+	}
+	for _, e := range w.ends {
+		e.boot()
+	}
+}
+
+func (w *world) at(d time.Duration, do func()) {
+	w.seq++
+	heap.Push(&w.queue, item{w.now.Add(d), w.seq, do})
+}
+
+// run lets virtual time pass.
+func (w *world) run(d time.Duration) {
+	end := w.now.Add(d)
+	for len(w.queue) > 0 && !w.queue[0].at.After(end) && w.fault == nil {
+		it := heap.Pop(&w.queue).(item)
+		w.now = it.at
+		it.do()
+	}
+	w.now = end
+}
+
+// until runs in steps until cond holds, at most d; it tells whether it does.
+func (w *world) until(d time.Duration, cond func() bool) bool {
+	end := w.now.Add(d)
+	for !cond() && w.fault == nil {
+		if len(w.queue) == 0 || w.queue[0].at.After(end) {
+			w.now = end
+			return cond()
+		}
+		it := heap.Pop(&w.queue).(item)
+		w.now = it.at
+		it.do()
+	}
+	return cond()
+}
+
+func (w *world) broken(format string, args ...any) {
+	if w.fault == nil {
+		w.fault = fmt.Errorf("at %v: %s", w.now.Sub(epochZero), fmt.Sprintf(format, args...))
+	}
+}
+
+func (w *world) scheduled() *end {
+	for _, e := range w.ends {
+		if e.m.scheduled {
+			return e
+		}
+	}
+	return nil
+}
+
+func (w *world) other(e *end) *end { return w.ends[1-e.id] }
+
+// boot starts or restarts an end without any memory.
+func (e *end) boot() {
+	if e.m != nil {
+		e.m.Clear()
+	}
+	m, err := New(e.cfg())
+	if err != nil {
+		panic(err)
+	}
+	e.m, e.life = m, e.life+1
+	e.recv, e.heard, e.send, e.blocked = map[uint32]*Epoch{}, map[uint32]bool{}, nil, true
+	e.sentIn = map[uint32]int{}
+	e.step(Input{})
+}
+
+func (e *end) step(in Input) {
+	e.obey(e.m.Step(e.w.now, in))
+}
+
+func (e *end) obey(out Output) {
+	w := e.w
+	if out.Install != nil {
+		if e.recv[out.Install.RecvIndex] != nil {
+			w.broken("end %d installs index %x twice", e.id, out.Install.RecvIndex)
+		}
+		e.recv[out.Install.RecvIndex] = out.Install
+		for _, id := range out.Install.KeyIDs {
+			if e.usedIDs[id] {
+				w.broken("end %d uses key_ID %x twice", e.id, id)
+			}
+			e.usedIDs[id] = true
+		}
+	}
+	if out.Send != 0 {
+		if e.send = e.recv[out.Send]; e.send == nil {
+			w.broken("end %d sends with an epoch it does not hold", e.id)
+			return
+		}
+		e.blocked = false
+		e.ups++
+	}
+	if out.Confirm {
+		e.record()
+	}
+	for _, i := range out.Retire {
+		if e.recv[i] == nil {
+			w.broken("end %d retires unknown index %x", e.id, i)
+		} else if e.send == e.recv[i] && !out.Stop && out.Send == 0 {
+			w.broken("end %d retires its sending epoch", e.id)
+		}
+		delete(e.recv, i)
+	}
+	// The old epoch may still be there while the new one is installed in the
+	// same step, so the limit holds after the step.
+	if len(e.recv) > 2 {
+		w.broken("end %d holds %d receive epochs", e.id, len(e.recv))
+	}
+	if out.Stop {
+		e.blocked, e.send = true, nil
+	}
+	for _, d := range out.Datagrams {
+		if len(d) > maxDatagram {
+			w.broken("datagram of %d bytes", len(d))
+		}
+		e.carry(d, func(to *end) { to.step(Input{Datagram: d, From: addrOf(e.id)}) })
+	}
+	if out.Request != nil {
+		e.request(*out.Request)
+	}
+	e.events = append(e.events, out.Events...)
+	for _, ev := range out.Events {
+		w.log("%8.3f end %d: %s %s %s", w.now.Sub(epochZero).Seconds(), e.id, ev.Kind, ev.Level, ev.Reason)
+	}
+	if !out.Wake.IsZero() {
+		life, at := e.life, out.Wake
+		e.wake = at
+		w.at(max(at.Sub(w.now), 0), func() {
+			if e.life == life && e.wake.Equal(at) {
+				e.wake = time.Time{}
+				e.step(Input{})
+			}
+		})
+	}
+}
+
+func addrOf(i int) netip.AddrPort {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 4500)
+}
+
+// carry moves something over the network; f runs once per copy that arrives.
+func (e *end) carry(d []byte, f func(to *end)) {
+	w := e.w
+	to := w.other(e)
+	copies := 1
+	if w.rng.Float64() < w.net.dup {
+		copies = 2
+	}
+	if e.trace != nil {
+		e.trace("->", d)
+	}
+	for range copies {
+		if w.net.cut[e.id] || w.rng.Float64() < w.net.loss {
+			continue
+		}
+		delay := w.net.delay
+		if w.net.vary > 0 {
+			delay += time.Duration(w.rng.Int64N(int64(w.net.vary)))
+		}
+		w.at(delay, func() { f(to) })
+	}
+}
+
+// record seals one data record and carries it. It checks that the other end
+// holds the epoch, unless that end has lost its memory or is blocked.
+func (e *end) record() {
+	w := e.w
+	if e.send == nil {
+		w.broken("end %d seals a record while it is blocked", e.id)
+		return
+	}
+	ep := e.send
+	to := w.other(e)
+	life := to.life
+	e.sentIn[ep.RecvIndex]++
+	e.carry(nil, func(to *end) {
+		if to.life != life {
+			return
+		}
+		peer := to.recv[ep.SendIndex]
+		switch {
+		case peer == nil:
+			to.lost++
+		case !bytes.Equal(peer.RecvKey.Expose(), ep.SendKey.Expose()) ||
+			!bytes.Equal(peer.RecvIV.Expose(), ep.SendIV.Expose()) ||
+			!bytes.Equal(peer.SendKey.Expose(), ep.RecvKey.Expose()) ||
+			peer.Level != ep.Level || peer.Number != ep.Number:
+			w.broken("ends disagree about epoch %d", ep.Number)
+		default:
+			to.opened++
+			if !to.heard[ep.SendIndex] {
+				to.heard[ep.SendIndex] = true
+				to.step(Input{Heard: ep.SendIndex})
+			}
+		}
+	})
+}
+
+// request is the caller's key source.
+func (e *end) request(r KeyRequest) {
+	w := e.w
+	st := w.kme.state[e.id]
+	life := e.life
+	delay := st.delay
+	if st.mute {
+		delay = r.Budget
+	}
+	w.at(delay, func() {
+		a := w.kme.answer(w, e.id, r)
+		if st.mute {
+			(&KeyAnswer{Keys: a.Keys}).clear()
+			a = KeyAnswer{ID: r.ID, Err: tunnel.ErrKeyDown}
+		}
+		if e.life == life {
+			e.step(Input{Keys: &a})
+		}
+	})
+}
+
+func (k *keyStore) answer(w *world, id int, r KeyRequest) KeyAnswer {
+	st := k.state[id]
+	a := KeyAnswer{ID: r.ID, Err: st.err}
+	if a.Err != nil {
+		return a
+	}
+	for range r.New {
+		k.next++
+		var kid tunnel.KeyID
+		binary.BigEndian.PutUint64(kid[8:], k.next)
+		bits := make([]byte, r.SizeBits/8)
+		_, _ = rngReader{w.rng}.Read(bits)
+		k.drawn[kid] = true
+		if w.rng.Float64() >= st.loseNew {
+			k.keys[kid] = bytes.Clone(bits)
+		}
+		a.Keys = append(a.Keys, tunnel.Key{ID: kid, Bits: secret.Own(bits)})
+	}
+	for _, kid := range r.IDs {
+		bits, ok := k.keys[kid]
+		if !ok {
+			return KeyAnswer{ID: r.ID, Err: fmt.Errorf("collect: %w", tunnel.ErrKeyUnknown)}
+		}
+		delete(k.keys, kid)
+		bits = bytes.Clone(bits)
+		if w.rng.Float64() < st.wrong {
+			bits[0] ^= 1
+		}
+		a.Keys = append(a.Keys, tunnel.Key{ID: kid, Bits: secret.Own(bits)})
+	}
+	return a
+}
+
+// up tells whether both ends send with the same epoch.
+func (w *world) up() bool {
+	a, b := w.ends[0], w.ends[1]
+	return a.send != nil && b.send != nil && a.send.Number == b.send.Number &&
+		a.send.RecvIndex == b.send.SendIndex && b.send.RecvIndex == a.send.SendIndex
+}
