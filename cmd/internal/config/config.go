@@ -11,8 +11,10 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -264,3 +266,43 @@ func Parse(name string, data []byte) (*Site, error) {
 // YAML renders the site as a file that [Parse] reads back equal. Comments are
 // lost; what is written by hand stays written by hand.
 func (s *Site) YAML() ([]byte, error) { return yaml.Marshal(s) }
+
+// SimulatedLink finds a link with a simulator by its id, or the only one when
+// id is empty.
+func (s *Site) SimulatedLink(id string) (*Link, error) {
+	var found []*Link
+	for i := range s.Links {
+		if s.Links[i].Simulator != nil {
+			found = append(found, &s.Links[i])
+		}
+	}
+	return pick(found, id, "simulated link", func(l *Link) string { return l.ID })
+}
+
+// Line finds a line by its id, or the only one when id is empty.
+func (s *Site) Line(id string) (*Line, error) {
+	var found []*Line
+	for i := range s.Lines {
+		found = append(found, &s.Lines[i])
+	}
+	return pick(found, id, "line", func(l *Line) string { return l.ID })
+}
+
+func pick[T any](list []*T, id, what string, name func(*T) string) (*T, error) {
+	var names []string
+	for _, item := range list {
+		if name(item) == id || (id == "" && len(list) == 1) {
+			return item, nil
+		}
+		names = append(names, name(item))
+	}
+	switch {
+	case len(list) == 0:
+		return nil, fmt.Errorf("the site file has no %s", what)
+	case id == "":
+		return nil, fmt.Errorf("the site file has more than one %s: %s", what,
+			strings.Join(names, ", "))
+	}
+	return nil, fmt.Errorf("the site file has no %s %q; it has %s", what, id,
+		strings.Join(names, ", "))
+}

@@ -78,7 +78,7 @@ func Listen(path string, door Door, log *slog.Logger) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open control socket %s: %w", path, err)
 	}
-	listener, err := listen(path)
+	listener, err := ListenUnix(path)
 	if err != nil {
 		_ = lock.Close()
 		return nil, fmt.Errorf("open control socket %s: %w", path, err)
@@ -94,8 +94,13 @@ func Listen(path string, door Door, log *slog.Logger) (*Server, error) {
 	}}, nil
 }
 
-// listen binds the path. We hold the lock, so what is there is dead.
-func listen(path string) (net.Listener, error) {
+// ListenUnix binds a Unix socket of mode 0600, with its folder if need be, in
+// place of one that a dead daemon left. The caller must know that the old owner
+// is dead: a daemon opens its control socket, which has a lock, before others.
+func ListenUnix(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
