@@ -21,6 +21,7 @@ type message struct {
 	Hint    string `json:",omitempty"`
 	Err     string `json:",omitempty"`
 	Errno   unix.Errno
+	PID     int `json:",omitempty"` // a question when -1, else the answer
 }
 
 // controlPair returns a connected pair: ours, and the file for the child.
@@ -54,8 +55,8 @@ func unixConn(f *os.File) (*net.UnixConn, error) {
 }
 
 // serve answers what the inner stages ask until they are gone, and returns the
-// limit that init has reported, if any.
-func serve(c *net.UnixConn) *LimitError {
+// limit that init has reported, if any. pid is init's, as seen from here.
+func serve(c *net.UnixConn, pid int) *LimitError {
 	var limit *LimitError
 	lines := bufio.NewScanner(c)
 	for lines.Scan() {
@@ -65,6 +66,10 @@ func serve(c *net.UnixConn) *LimitError {
 		}
 		if m.Limit != "" {
 			limit = &LimitError{Limit: m.Limit, Hint: m.Hint, Err: remoteError{m.Err, m.Errno}}
+			continue
+		}
+		if m.PID != 0 {
+			_ = json.NewEncoder(c).Encode(message{PID: pid})
 			continue
 		}
 		answerListen(c, m)
@@ -130,23 +135,53 @@ var control struct {
 // people there can reach what runs inside. Networks are tcp, tcp4, tcp6 and
 // unix. The listener is an ordinary one.
 func ListenOutside(network, address string) (net.Listener, error) {
+	var ln net.Listener
+	err := ask(func(c *net.UnixConn) (err error) {
+		ln, err = askListen(c, message{Network: network, Address: address})
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listen outside on %s: %w", address, err)
+	}
+	return ln, nil
+}
+
+// OutsidePID is the number, in the process table of whoever called [Reexec],
+// of a process that sees our file system: /proc/<number>/root is our root.
+func OutsidePID() (int, error) {
+	var reply message
+	err := ask(func(c *net.UnixConn) error {
+		if err := json.NewEncoder(c).Encode(message{PID: -1}); err != nil {
+			return err
+		}
+		line := make([]byte, 4096)
+		n, err := c.Read(line)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(line[:n], &reply)
+	})
+	if err != nil {
+		return 0, fmt.Errorf("ask process number: %w", err)
+	}
+	return reply.PID, nil
+}
+
+// ask runs one question and its answer on the socket to the outer process.
+func ask(question func(*net.UnixConn) error) error {
 	if !Inside() {
-		return nil, fmt.Errorf("listen outside on %s: %w", address, ErrOutside)
+		return ErrOutside
 	}
 	control.Lock()
 	defer control.Unlock()
 	if control.conn == nil {
 		c, err := unixConn(os.NewFile(controlFD, "control"))
 		if err != nil {
-			return nil, fmt.Errorf("listen outside on %s: %w", address, err)
+			return err
 		}
 		control.conn = c
 	}
-	ln, err := askListen(control.conn, message{Network: network, Address: address})
-	if err != nil {
-		return nil, fmt.Errorf("listen outside on %s: %w", address, err)
-	}
-	return ln, nil
+	return question(control.conn)
 }
 
 func askListen(c *net.UnixConn, m message) (net.Listener, error) {

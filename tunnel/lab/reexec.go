@@ -103,7 +103,7 @@ func runOuter(ctx context.Context, user bool) (int, error) {
 	defer stop()
 	defer forward(cmd.Process, interruptFromOutside)()
 	served := make(chan *LimitError, 1)
-	go func() { served <- serve(outer) }()
+	go func() { served <- serve(outer, cmd.Process.Pid) }()
 	_ = cmd.Wait()
 	if limit := <-served; limit != nil {
 		return 0, limit

@@ -84,6 +84,11 @@ func playStay() int {
 		fmt.Println("listen on an address that is not ours:", err)
 		return 1
 	}
+	pid, err := OutsidePID()
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
 	fmt.Println(ln.Addr())
 	go func() {
 		for {
@@ -91,7 +96,7 @@ func playStay() int {
 			if err != nil {
 				return
 			}
-			_, _ = io.WriteString(c, "hello from inside\n")
+			_, _ = fmt.Fprintf(c, "hello from inside %d\n", pid)
 			_ = c.Close()
 		}
 	}()
@@ -170,8 +175,17 @@ func TestListenOutsideAndStop(t *testing.T) {
 	Need(t)
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		cmd, addr := startStay(t)
-		if got, err := greeting(addr); err != nil || got != "hello from inside\n" {
+		got, err := greeting(addr)
+		if err != nil || !strings.HasPrefix(got, "hello from inside ") {
 			t.Errorf("greeting %q, %v", got, err)
+		}
+		// The number must lead from out here to the root of the inside, where
+		// the network namespace is another one than ours.
+		pid := strings.TrimSpace(strings.TrimPrefix(got, "hello from inside "))
+		here, _ := os.Readlink("/proc/self/ns/net")
+		there, err := os.Readlink("/proc/" + pid + "/ns/net")
+		if err != nil || there == here {
+			t.Errorf("process %s: network %q (%v), ours is %q", pid, there, err, here)
 		}
 		if err := cmd.Process.Signal(sig); err != nil {
 			t.Fatal(err)
@@ -276,7 +290,7 @@ func TestReportCrossesTheSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = inner.Close()
-	got := serve(outer)
+	got := serve(outer, 1)
 	if got == nil || got.Error() != sent.Error() {
 		t.Fatalf("got %v, want %v", got, sent)
 	}
