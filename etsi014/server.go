@@ -1,0 +1,43 @@
+package etsi014
+
+import (
+	"crypto/tls"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// NewServer returns an HTTP/1.1 server (clause 5.1) for a door, with a bound on
+// every wait, so that slow clients cannot hold what others need. cfg must
+// demand client certificates; the caller listens with ServeTLS(l, "", "") and
+// ends with Shutdown, which lets running requests finish. Handshake faults and
+// broken connections go to log; nil discards.
+//
+// Requests that are no HTTP never reach the door: net/http answers them 400 or
+// 431 in plain text.
+func NewServer(h http.Handler, cfg *tls.Config, log *slog.Logger) *http.Server {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	var http1 http.Protocols
+	http1.SetHTTP1(true)
+	return &http.Server{
+		Handler:   h,
+		TLSConfig: cfg,
+		Protocols: &http1,
+		// The shortest patience of a known client is 5 s (Juniper's MACsec
+		// automation): one that needs longer to ask is no use to itself.
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		// Both together: the read, the KME's 5 s, and as long for the answer.
+		WriteTimeout: 20 * time.Second,
+		// Longer than the usual rekey interval of one minute, so that a line
+		// keeps its connection.
+		IdleTimeout: 2 * time.Minute,
+		// A path with an SAE ID of 291 four-byte characters, percent-encoded,
+		// has 3.5 KiB.
+		MaxHeaderBytes:               16 << 10,
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelInfo),
+	}
+}
