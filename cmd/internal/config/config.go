@@ -111,14 +111,15 @@ type Simulator struct {
 	// role of this end: alice sends photons, bob detects them. Required.
 	Role string `yaml:"role" check:"required"`
 	// preset names source, fibre, detectors and block size. Required.
-	Preset string `yaml:"preset" check:"required,name"`
+	Preset string `yaml:"preset" check:"required,preset"`
 	// fibre carries what photons carry, so it is never the wide-area network.
 	// One end listens, the other connects. Required.
 	Fibre Channel `yaml:"fibre" check:"required"`
 	// classical carries sifting and reconciliation, authenticated. Required.
 	Classical Channel `yaml:"classical" check:"required"`
-	// auth_seed is the file of pre-shared random bytes that authenticate the
-	// classical channel, equal at both ends; mode 0600. Required.
+	// auth_seed is the file of pre-shared random bits that authenticate the
+	// classical channel, made at both ends from the same seed; mode 0600. The
+	// simulator marks in it what is used up. Required.
 	AuthSeed string `yaml:"auth_seed" check:"required,path"`
 	// eve is the fraction of pulses that an eavesdropper intercepts and
 	// resends, 0 to 1; only at alice, where the pulses leave. Default 0.
@@ -140,7 +141,7 @@ type Channel struct {
 
 // SAE is one application that draws keys.
 type SAE struct {
-	// id is its SAE ID, 1 to 291 printable characters. Required.
+	// id is its SAE ID, 1 to 291 characters. Required.
 	ID string `yaml:"id" check:"required,sae"`
 	// kme is the key manager it asks: kme.id, or one of peers. Required.
 	KME string `yaml:"kme" check:"required,name"`

@@ -11,6 +11,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/simulator"
 )
 
 // rules are the checks on one text that a `check` tag may name. Each returns
@@ -27,6 +30,7 @@ var rules = map[string]func(d *decoder, s string) (string, error){
 	"https":     checkHTTPS,
 	"interface": checkInterface,
 	"pin":       checkPin,
+	"preset":    checkPreset,
 }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
@@ -40,14 +44,20 @@ func checkName(_ *decoder, s string) (string, error) {
 	return s, nil
 }
 
-// maxSAE is the longest SAE ID in use, characters (DESIGN.md section 7).
-const maxSAE = 291
-
 func checkSAE(_ *decoder, s string) (string, error) {
-	bad := strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' })
-	if s == "" || len(s) > maxSAE || bad || s == "." || s == ".." {
-		return "", fmt.Errorf("is not an SAE ID; expected 1 to %d printable ASCII "+
-			"characters without blank or slash", maxSAE)
+	if _, err := etsi014.ParseSAEID(s); err != nil {
+		return "", fmt.Errorf("is not an SAE ID: %w", err)
+	}
+	return s, nil
+}
+
+func checkPreset(_ *decoder, s string) (string, error) {
+	if _, err := simulator.PresetByName(s); err != nil {
+		var names []string
+		for _, p := range simulator.Presets() {
+			names = append(names, p.Name)
+		}
+		return "", fmt.Errorf("is not a preset; known are %s", strings.Join(names, ", "))
 	}
 	return s, nil
 }

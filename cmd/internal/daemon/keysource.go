@@ -1,0 +1,68 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/tunnel"
+)
+
+// keySource draws a line's epoch keys through an ETSI 014 client.
+type keySource struct {
+	client *etsi014.Client
+	peer   etsi014.SAEID // of the line's other end
+}
+
+func (s keySource) Status(ctx context.Context, _ tunnel.Use) (tunnel.Stock, error) {
+	st, err := s.client.Status(ctx, s.peer)
+	simulated, _ := st.Extension["simulated"].(bool)
+	return tunnel.Stock{Keys: st.StoredKeys, SizeBits: st.KeySizeBits, Simulated: simulated,
+		At: time.Now()}, keyError(err)
+}
+
+func (s keySource) New(ctx context.Context, u tunnel.Use, n, bits int) ([]tunnel.Key, error) {
+	if u != tunnel.UseEpoch {
+		return nil, fmt.Errorf("%w: it has no SAE for pad keys", tunnel.ErrKeyDenied)
+	}
+	req := etsi014.KeyRequest{Targets: []etsi014.SAEID{s.peer}, Number: n, SizeBits: bits}
+	c, err := s.client.Keys(ctx, req)
+	return moved(c), keyError(err)
+}
+
+func (s keySource) ByID(ctx context.Context, _ tunnel.Use, ids []tunnel.KeyID) (
+	[]tunnel.Key, error,
+) {
+	req := etsi014.IDRequest{Initiator: s.peer}
+	for _, id := range ids {
+		req.IDs = append(req.IDs, etsi014.KeyID(id))
+	}
+	c, err := s.client.KeysByID(ctx, req)
+	return moved(c), keyError(err)
+}
+
+// moved hands the keys of a container on; their bytes change the owner.
+func moved(c etsi014.Container) (keys []tunnel.Key) {
+	for _, k := range c.Keys {
+		keys = append(keys, tunnel.Key{ID: tunnel.KeyID(k.ID), Bits: k.Bits})
+	}
+	return keys
+}
+
+// keyError puts a client's error into the tunnel's words.
+func keyError(err error) error {
+	kind := tunnel.ErrKeyDown
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, etsi014.ErrEmpty):
+		kind = tunnel.ErrKeyEmpty
+	case errors.Is(err, etsi014.ErrUnknownKey):
+		kind = tunnel.ErrKeyUnknown
+	case errors.Is(err, etsi014.ErrDenied):
+		kind = tunnel.ErrKeyDenied
+	}
+	return fmt.Errorf("%w: %w", kind, err)
+}
