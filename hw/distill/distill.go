@@ -14,6 +14,44 @@
 // there and only then announced, so alice must be able to say what she sent
 // for as long as a block takes; a finished block may be missing at one end,
 // and the key managers must confirm it before they use it.
+//
+// # Messages
+//
+// A message is kind u8, block u64, body; integers are little-endian, bits are
+// packed from the low end with unused bits zero. The transport frames it.
+//
+//	kind            body
+//	 1 hello        both, block 0: version u8 = 1; role u8; generation u64;
+//	                SHA-256 of the common config (Config.digest); number of
+//	                segments u16; for each: generation u64, seq u64, pads u32,
+//	                next of alice u32, of bob u32
+//	 2 announce     bob: count u32; for each detection the distance of its
+//	                slot to the one before (from 0 in a block), uvarint; bases,
+//	                1 bit each; bits of those in the test basis
+//	 3 sifted       alice, one for each announce: count u32; for each detection
+//	                2 bits: 0 = other basis, drop; k+1 = same basis, sent with
+//	                intensity k; her bits of those in the test basis
+//	 4 begin        alice: error ratio to plan for u16, in 1e-5; shuffle u64
+//	 5 parities     alice: of the round's blocks, in the order of
+//	                hw/distill/cascade
+//	 6 differences  bob: to his own
+//	 7 verify       alice: key and hash of her bits, 16 bytes each
+//	 8 verified     bob: empty
+//	 9 amplify      alice: secret bits u32; bytes for the pool u32; Toeplitz
+//	                seed of n-1 bits; tag
+//	10 accept       bob: tag
+//	11 ack          alice: tag
+//	12 abort        either: reason u8, see outcomes
+//
+// A tag is the name of a pad (generation u64, seq u64, index u32) and 16 bytes:
+// the hash of hw/distill/gf2, at the sender's long-lived point, of all the
+// sender has sent in the block (each message after its length as u32, the tag
+// field left out) after config digest, role, generation and block, XORed with
+// the pad (Wegman, Carter, JCSS 22, 265 (1981)). Alice's messages are covered
+// by the tags of amplify and ack, bob's by that of accept. Nothing that is not
+// covered by a checked tag leads to a released block.
+//
+// Bob releases after alice: if ack is lost, alice alone has the block.
 package distill
 
 import (
