@@ -1,0 +1,482 @@
+package line
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/rekey"
+	"github.com/quietline/quietline/tunnel/seal"
+	"github.com/quietline/quietline/tunnel/tun"
+	"github.com/quietline/quietline/tunnel/wire"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// script is a machine that answers each step with the next output.
+type script struct {
+	mu      sync.Mutex
+	outs    []rekey.Output
+	ins     []rekey.Input
+	cleared bool
+}
+
+func (s *script) Step(_ time.Time, in rekey.Input) rekey.Output {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ins = append(s.ins, in)
+	if len(s.outs) == 0 {
+		return rekey.Output{}
+	}
+	out := s.outs[0]
+	s.outs = s.outs[1:]
+	return out
+}
+
+func (s *script) State() rekey.State { return rekey.State{} }
+func (s *script) Stats() rekey.Stats { return rekey.Stats{} }
+func (s *script) Clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cleared = true
+}
+
+// epoch is an epoch whose two directions have the same key, so that a line can
+// open what it has sealed.
+func epoch(index uint32) *rekey.Epoch {
+	key := func(n int) secret.Bytes { return secret.Own(bytes.Repeat([]byte{7}, n)) }
+	return &rekey.Epoch{Number: 1, RecvIndex: index, SendIndex: index,
+		RecvKey: key(seal.KeyLen), RecvIV: key(seal.IVLen),
+		SendKey: key(seal.KeyLen), SendIV: key(seal.IVLen)}
+}
+
+// mirror is a connection that keeps what is written, and reads what it is given.
+type mirror struct {
+	in     chan []byte
+	closed chan struct{}
+	fail   error // of Read
+
+	mu  sync.Mutex
+	out [][]byte
+	err error // of Write
+}
+
+func newMirror() *mirror { return &mirror{in: make(chan []byte, 100), closed: make(chan struct{})} }
+
+func (m *mirror) Read(b *Burst) error {
+	if m.fail != nil {
+		return m.fail
+	}
+	select {
+	case d := <-m.in:
+		b.Data, b.Size = append(b.Data[:0], d...), len(d)
+		return nil
+	case <-m.closed:
+		return net.ErrClosed
+	}
+}
+
+func (m *mirror) Write(b Burst) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err != nil {
+		return m.err
+	}
+	m.out = append(m.out, bytes.Clone(b.Data))
+	return nil
+}
+
+func (m *mirror) Close() error { close(m.closed); return nil }
+
+// packet is an IPv4 packet of n bytes.
+func packet(n int) []byte {
+	p := make([]byte, n)
+	p[0] = 0x45
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	return p
+}
+
+// loopback is a line that sends and receives in one epoch.
+func loopback(t *testing.T, conn Conn, dev tunnel.Device) *Line {
+	t.Helper()
+	l, err := New(Config{Device: dev, Conn: conn, Machine: &script{}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &owner{Line: l, ready: map[uint32]*prepared{}}
+	if err := o.install(epoch(9)); err != nil {
+		t.Fatal(err)
+	}
+	o.send(9)
+	return l
+}
+
+// sink is a device and queue that takes everything.
+type sink struct{ err error }
+
+func (s *sink) Queues() []tunnel.Queue                   { return []tunnel.Queue{s} }
+func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{} }
+func (s *sink) SetMTU(int) error                         { return nil }
+func (s *sink) Close() error                             { return nil }
+func (s *sink) ReadBatch([]tunnel.Frame) (int, error)    { return 0, io.ErrUnexpectedEOF }
+func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) { return len(f), s.err }
+
+// last keeps the datagram written last, in place.
+type last struct{ data []byte }
+
+func (l *last) Read(*Burst) error   { return net.ErrClosed }
+func (l *last) Write(b Burst) error { l.data = b.Data; return nil }
+func (l *last) Close() error        { return nil }
+
+// A packet goes out and comes in without an allocation.
+func TestNoAllocation(t *testing.T) {
+	conn := &last{}
+	dev := &sink{}
+	l := loopback(t, conn, dev)
+	mem := newOutbound()
+	mem.reset()
+	copy(mem.buffers[0][lead:], packet(1400))
+	in := &inbound{queue: dev}
+	n := testing.AllocsPerRun(1000, func() {
+		copy(mem.buffers[0][lead:], packet1400)
+		l.sealFrame(l.seals[0], l.sending.Load(), 1, mem.buffers[0], 1400)
+		if !l.take(in, conn.data) {
+			t.Fatal("own record is not authentic")
+		}
+		if l.take(in, conn.data) {
+			t.Fatal("replayed record is authentic")
+		}
+	})
+	if n != 0 {
+		t.Errorf("%v allocations a packet", n)
+	}
+	if got := l.open.packets.Load(); got != 1001 {
+		t.Errorf("%d packets came through, want 1001", got)
+	}
+}
+
+var packet1400 = packet(1400)
+
+func TestDropsBeforeSealing(t *testing.T) {
+	conn := newMirror()
+	l := loopback(t, conn, &sink{})
+	mem := newOutbound()
+	mem.reset()
+	send := func(epoch *sending, p []byte) map[string]uint64 {
+		copy(mem.buffers[0][lead:], p)
+		before := l.Stats().Drops
+		l.sealFrame(l.seals[0], epoch, 1, mem.buffers[0], len(p))
+		after := l.Stats().Drops
+		for k := range after {
+			if after[k] -= before[k]; after[k] == 0 {
+				delete(after, k)
+			}
+		}
+		return after
+	}
+	live := l.sending.Load()
+	check := func(what string, got map[string]uint64, want string) {
+		t.Helper()
+		if len(got) != 1 || got[want] != 1 {
+			t.Errorf("%s: drops %v, want one %s", what, got, want)
+		}
+	}
+	check("blocked", send(nil, packet(100)), "blocked")
+	check("no packet", send(live, []byte("hello")), "not_ip")
+	check("too large", send(live, packet(65500)), "oversize")
+	conn.err = syscallError(t)
+	check("refused by the path", send(live, packet(100)), "oversize")
+	conn.err = io.ErrShortWrite
+	check("refused by the socket", send(live, packet(100)), "send_failed")
+	if len(conn.out) != 0 {
+		t.Errorf("%d datagrams went out", len(conn.out))
+	}
+}
+
+// syscallError is what a socket says to a datagram that is too large.
+func syscallError(t *testing.T) error {
+	t.Helper()
+	c, err := DialUDP(netip.AddrPort{}, netip.MustParseAddrPort("127.0.0.1:9"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	err = c.Write(Burst{Data: make([]byte, 1<<17), Size: 1 << 17})
+	if err == nil {
+		t.Fatal("a datagram of 128 KiB was sent")
+	}
+	return err
+}
+
+func TestDropsOnArrival(t *testing.T) {
+	conn := newMirror()
+	dev := &sink{}
+	l := loopback(t, conn, dev)
+	in := &inbound{queue: dev}
+	seal := func(record []byte) []byte {
+		d, err := l.sending.Load().sealers[1].Seal(nil, record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	other := seal(append([]byte{byte(wire.Whole)}, packet(40)...))
+	other[7] ^= 1 // another receiver index
+	forged := seal([]byte{byte(wire.Control)})
+	forged[len(forged)-1] ^= 1
+	tests := []struct {
+		name      string
+		datagram  []byte
+		authentic bool
+		want      string
+	}{
+		{"short", []byte{0x10, 0}, false, "malformed"},
+		{"other index", other, false, "unknown_epoch"},
+		{"forged", forged, false, "forged"},
+		{"unknown kind", seal([]byte{99}), true, "bad_record"},
+		{"kind to come", seal([]byte{byte(wire.Pad), 1}), true, "bad_record"},
+		{"no packet", seal([]byte{byte(wire.Whole), 1}), true, "bad_record"},
+	}
+	for _, tt := range tests {
+		before := l.Stats().Drops[tt.want]
+		if got := l.take(in, tt.datagram); got != tt.authentic {
+			t.Errorf("%s: authentic %v, want %v", tt.name, got, tt.authentic)
+		}
+		if got := l.Stats().Drops[tt.want] - before; got != 1 {
+			t.Errorf("%s: %s grew by %d, want 1", tt.name, tt.want, got)
+		}
+	}
+	dev.err = io.ErrShortWrite
+	l.take(in, seal(append([]byte{byte(wire.Whole)}, packet(40)...)))
+	for range maxDatagrams + 1 {
+		l.take(in, []byte{1})
+	}
+	st := l.Stats()
+	if st.Drops["tun_refused"] != 1 || st.Drops["handshake_queue"] != 1 {
+		t.Errorf("drops %v", st.Drops)
+	}
+}
+
+func TestRetiredEpochOpensNothing(t *testing.T) {
+	conn := &last{}
+	dev := &sink{}
+	l := loopback(t, conn, dev)
+	o := &owner{Line: l, ready: map[uint32]*prepared{}}
+	record := append([]byte{byte(wire.Whole)}, packet(40)...)
+	early, _ := l.sending.Load().sealers[1].Seal(nil, record)
+	held := l.receiving.Load().find(9)
+	o.retire(9)
+	if l.sending.Load() != nil {
+		t.Error("a retired epoch is still sent in")
+	}
+	if l.take(&inbound{queue: dev}, early) {
+		t.Error("a record of a retired epoch was taken")
+	}
+	// A goroutine that had the epoch in hand at that moment finds no key.
+	h, err := wire.ParseHeader(early)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := held.open(early, h); err == nil || openReason(err) != unknownEpoch {
+		t.Errorf("open after clear: %v", err)
+	}
+}
+
+// run starts a line and returns what waits for its end.
+func run(t *testing.T, cfg Config) (*Line, context.CancelFunc, func() error) {
+	t.Helper()
+	l, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	return l, cancel, func() error {
+		select {
+		case err := <-done:
+			return err
+		case <-time.After(10 * time.Second):
+			t.Fatal("line does not end")
+			return nil
+		}
+	}
+}
+
+func TestRunEnds(t *testing.T) {
+	m := &script{}
+	_, cancel, wait := run(t, Config{Device: tun.NewMemory("m", 1500, 2), Conn: newMirror(), Machine: m})
+	cancel()
+	if err := wait(); err != nil {
+		t.Errorf("cancelled: %v", err)
+	}
+	if !m.cleared {
+		t.Error("the machine is not cleared")
+	}
+	dev := tun.NewMemory("m", 1500, 1)
+	_, _, wait = run(t, Config{Device: dev, Conn: newMirror(), Machine: &script{}})
+	if err := dev.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := wait(); err != nil {
+		t.Errorf("device closed: %v", err)
+	}
+	_, _, wait = run(t, Config{Device: &sink{}, Conn: newMirror(), Machine: &script{}})
+	if err := wait(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("device broken: %v", err)
+	}
+	broken := newMirror()
+	broken.fail = io.ErrNoProgress
+	_, _, wait = run(t, Config{Device: tun.NewMemory("m", 1500, 1), Conn: broken, Machine: &script{}})
+	if err := wait(); !errors.Is(err, io.ErrNoProgress) {
+		t.Errorf("connection broken: %v", err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	dev, conn, m := tun.NewMemory("m", 1500, 1), newMirror(), &script{}
+	for name, cfg := range map[string]Config{
+		"no device":     {Conn: conn, Machine: m},
+		"no connection": {Device: dev, Machine: m},
+		"no machine":    {Device: dev, Conn: conn},
+		"no queue":      {Device: tun.NewMemory("m", 1500, 0), Conn: conn, Machine: m},
+		"many queues":   {Device: tun.NewMemory("m", 1500, wire.Queues), Conn: conn, Machine: m},
+		"keepalive":     {Device: dev, Conn: conn, Machine: m, Keepalive: -1},
+	} {
+		if _, err := New(cfg); !errors.Is(err, ErrConfig) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// The outputs of the machine are carried out, in order, whatever they are.
+func TestOwnerDoesWhatTheMachineSays(t *testing.T) {
+	e := epoch(5)
+	m := &script{outs: []rekey.Output{
+		{Install: e, Send: 5, Confirm: true, Datagrams: [][]byte{{1, 2, 3}},
+			Events: []rekey.Event{{Kind: "alarm", Reason: "test"}}},
+		{Request: &rekey.KeyRequest{ID: 77, New: 1, SizeBits: 256, Budget: time.Second}},
+		{},
+		{Stop: true, Retire: []uint32{5}},
+	}}
+	conn := newMirror()
+	l, cancel, wait := run(t, Config{Device: tun.NewMemory("m", 1500, 1), Conn: conn, Machine: m})
+	inputs := func(n int) []rekey.Input {
+		t.Helper()
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			m.mu.Lock()
+			ins := append([]rekey.Input(nil), m.ins...)
+			m.mu.Unlock()
+			if len(ins) >= n {
+				return ins
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d steps, want %d", len(ins), n)
+			}
+		}
+	}
+	inputs(1)
+	l.Rekey()
+	ins := inputs(3) // the answer to the request comes by itself: there is no key source
+	if !ins[1].Rekey {
+		t.Errorf("second input %+v, want the operator's", ins[1])
+	}
+	if a := ins[2].Keys; a == nil || a.ID != 77 || !errors.Is(a.Err, tunnel.ErrKeyDown) {
+		t.Errorf("third input %+v, want the answer", ins[2])
+	}
+	if ins[1].Sent == 0 {
+		t.Error("the confirmation is not in the volume")
+	}
+	l.Rekey()
+	inputs(4)
+	cancel()
+	if err := wait(); err != nil {
+		t.Fatal(err)
+	}
+	if e.SendKey.Len()+e.SendIV.Len()+e.RecvKey.Len()+e.RecvIV.Len() != 0 {
+		t.Error("secrets of the epoch are left")
+	}
+	conn.mu.Lock()
+	defer conn.mu.Unlock()
+	if len(conn.out) != 2 || conn.out[0][0] != wire.TypeData || !bytes.Equal(conn.out[1], []byte{1, 2, 3}) {
+		t.Errorf("datagrams %x, want a confirmation, then the handshake's", conn.out)
+	}
+	if st := l.Stats(); st.Alarms != 1 || st.LastAlarm != "test" || st.Keys.Failures["down"] != 1 {
+		t.Errorf("stats %+v", st)
+	}
+}
+
+func TestUDPConn(t *testing.T) {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		t.Run(host, func(t *testing.T) {
+			peer, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+			if err != nil {
+				t.Skip("no such loopback address here:", err)
+			}
+			remote := peer.LocalAddr().(*net.UDPAddr).AddrPort()
+			c, err := DialUDP(netip.AddrPort{}, remote)
+			if err != nil {
+				t.Fatal(err)
+			}
+			local := c.(*udpConn).LocalAddr()
+			if err := c.Write(Burst{Data: []byte("onetwosix!"), Size: 3}); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 100)
+			for _, want := range []string{"one", "two", "six", "!"} {
+				n, _, err := peer.ReadFrom(buf)
+				if err != nil || string(buf[:n]) != want {
+					t.Errorf("peer got %q, %v; want %q", buf[:n], err, want)
+				}
+			}
+			stranger, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stranger.Close()
+			for _, from := range []net.PacketConn{stranger, peer} {
+				if _, err := from.WriteTo([]byte(from.LocalAddr().String()), local); err != nil {
+					t.Fatal(err)
+				}
+			}
+			b := Burst{Data: make([]byte, 0, 100)}
+			if err := c.Read(&b); err != nil || string(b.Data) != remote.String() || b.Size != len(b.Data) {
+				t.Errorf("read %q, %v; want what the peer sent", b.Data, err)
+			}
+			// A peer that is down makes neither reading nor writing fail.
+			_ = peer.Close()
+			for range 3 {
+				if err := c.Write(Burst{Data: []byte("x"), Size: 1}); err != nil {
+					t.Errorf("write to a closed port: %v", err)
+				}
+			}
+			done := make(chan error)
+			go func() { done <- c.Read(&b) }()
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-done; !closed(err) {
+				t.Errorf("read after close: %v", err)
+			}
+		})
+	}
+	if _, err := DialUDP(netip.AddrPort{}, netip.AddrPort{}); !errors.Is(err, ErrConfig) {
+		t.Errorf("no remote endpoint: %v", err)
+	}
+	if passing(os.ErrClosed) || passing(errors.New("odd")) {
+		t.Error("an error of the socket is taken for one of the path")
+	}
+}
