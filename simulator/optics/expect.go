@@ -19,13 +19,12 @@ type Expectation struct {
 // at the receiver the detectors see m·(1-e_d) and m·e_d, click independently,
 // and a double click has a random bit. Eve on a fraction x replaces the error
 // e of light and noise by (1-x)·e + x·(e/2 + 1/4). An after-pulse comes with
-// probability p a click, itself leaves one, and has a random bit, so clicks
-// grow by p/(1-p); that some fall into a dead time or onto another click is
-// left out, which for rates far below the clock is of the order of
-// p·rate·dead time.
+// probability p a click unless the detectors are dead again, itself leaves
+// one, and has a random bit, so with p' = p·(live share) clicks grow by
+// p'/(1-p'). That some fall onto another click is left out: a share of p'
+// times the gain.
 func (l Link) Expect(eve float64) Expectation {
 	d, eta := l.Detectors, l.Transmittance()
-	ghosts := d.AfterPulse / (1 - d.AfterPulse)
 	var e Expectation
 	var errors, doubles, mean float64
 	for _, in := range l.Intensities {
@@ -40,6 +39,8 @@ func (l Link) Expect(eve float64) Expectation {
 		e.Gain = append(e.Gain, click)
 		e.QBER = append(e.QBER, bad)
 	}
+	again := d.AfterPulse / (1 + l.ClockHz*mean*d.DeadTime.Seconds())
+	ghosts := again / (1 - again)
 	for i, in := range l.Intensities {
 		bad := e.QBER[i] + ghosts*mean/2
 		e.Gain[i] += ghosts * mean

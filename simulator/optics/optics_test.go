@@ -202,6 +202,22 @@ func TestDeadTimeLowersTheRate(t *testing.T) {
 		binomial(got.sifted[0], want.QBER[0]))
 }
 
+func TestAfterPulsesAndDeadTime(t *testing.T) {
+	l := bright()
+	l.Detectors.AfterPulse, l.Detectors.AfterPulseLife = 0.1, 20*time.Microsecond
+	l.Detectors.DeadTime = 150 * time.Nanosecond // two clicks in ten fall into it
+	const slots = 5_000_000
+	dets, source, clicks := run(l, 0, slots, 3)
+	got, want := count(l, dets, source), l.Expect(0)
+	n, bad := got.sifted[0]+got.sifted[1], got.errors[0]+got.errors[1]
+	near(t, "errors", bad, n*want.Error, binomial(n, want.Error))
+	mean := want.RateHz * slots / l.ClockHz
+	near(t, "detections", float64(len(dets)), mean, math.Sqrt(mean))
+	if clicks.AfterPulses == 0 || clicks.Dead == 0 {
+		t.Errorf("the run exercised too little: %+v", clicks)
+	}
+}
+
 func TestDoubleClicks(t *testing.T) {
 	l := bright()
 	l.Fibre, l.Detectors.Misalignment, l.KeyBasis = Fibre{}, 0.2, 0.999999
