@@ -37,6 +37,10 @@ type Limits struct {
 	MinSizeBits int           // bits per key; 64
 	MaxSizeBits int           // bits per key; 4096
 	Timeout     time.Duration // for the KME; 5 s, the shortest patience of a known client
+	// MaxConnAge ends a connection of a NewServer after the answer that finds
+	// it older, so that a client shows its renewed certificate some day; 1 h,
+	// a handshake of some milliseconds an hour costs nothing.
+	MaxConnAge time.Duration
 }
 
 func (l Limits) withDefaults() Limits {
@@ -51,6 +55,9 @@ func (l Limits) withDefaults() Limits {
 	set(&l.MaxSizeBits, 4096)
 	if l.Timeout <= 0 {
 		l.Timeout = 5 * time.Second
+	}
+	if l.MaxConnAge <= 0 {
+		l.MaxConnAge = time.Hour
 	}
 	return l
 }
@@ -134,6 +141,10 @@ var (
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := &exchange{w: w, r: r}
+	if since, ok := r.Context().Value(connStart{}).(time.Time); ok &&
+		start.Sub(since) > h.cfg.Limits.MaxConnAge {
+		w.Header().Set("Connection", "close")
+	}
 	a, err := h.answer(x)
 	if err != nil {
 		a = h.refusal(x, err)

@@ -1,7 +1,9 @@
 package etsi014_test
 
 import (
+	"bufio"
 	"cmp"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -485,5 +487,29 @@ func TestPlainHTTPIsDenied(t *testing.T) {
 	h.ServeHTTP(rec, r)
 	if rec.code != 401 || rec.Header().Get("Connection") != "close" {
 		t.Errorf("got %d %v", rec.code, rec.Header())
+	}
+}
+
+// A connection that is too old ends after its answer, not before.
+func TestMaxConnAge(t *testing.T) {
+	for age, want := range map[time.Duration]bool{time.Nanosecond: true, time.Hour: false} {
+		w := newWorld(t, func(c *etsi014.HandlerConfig) { c.Limits.MaxConnAge = age })
+		conn, err := tls.Dial("tcp", w.addr, w.tls("tokyo"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		_, err = fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: kme\r\n\r\n", enc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != 200 || resp.Close != want {
+			t.Errorf("age %v: got %d, close %v", age, resp.StatusCode, resp.Close)
+		}
 	}
 }

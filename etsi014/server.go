@@ -1,11 +1,16 @@
 package etsi014
 
 import (
+	"context"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
 )
+
+// connStart is the key of a connection's begin in its context.
+type connStart struct{}
 
 // NewServer returns an HTTP/1.1 server (clause 5.1) for a door, with a bound on
 // every wait, so that slow clients cannot hold what others need. cfg must
@@ -38,6 +43,9 @@ func NewServer(h http.Handler, cfg *tls.Config, log *slog.Logger) *http.Server {
 		// has 3.5 KiB.
 		MaxHeaderBytes:               16 << 10,
 		DisableGeneralOptionsHandler: true,
-		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelInfo),
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, connStart{}, time.Now())
+		},
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelInfo),
 	}
 }

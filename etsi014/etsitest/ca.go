@@ -146,17 +146,16 @@ func (ca *CA) PEM() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Cert.Raw})
 }
 
-// Revoke signs a revocation list of the given leaves.
-func (ca *CA) Revoke(tb testing.TB, number int64, leaves ...tls.Certificate) []byte {
+// Revoke signs a revocation list in PEM, valid until next.
+func (ca *CA) Revoke(tb testing.TB, next time.Time, gone ...*x509.Certificate) []byte {
 	tb.Helper()
 	t := &x509.RevocationList{
-		Number: big.NewInt(number), ThisUpdate: time.Now().Add(-time.Minute),
-		NextUpdate: time.Now().Add(time.Hour),
+		Number: serial(tb), ThisUpdate: time.Now().Add(-2 * time.Hour), NextUpdate: next,
 	}
-	for _, l := range leaves {
+	for _, c := range gone {
 		t.RevokedCertificateEntries = append(t.RevokedCertificateEntries,
 			x509.RevocationListEntry{
-				SerialNumber: l.Leaf.SerialNumber, RevocationTime: time.Now().Add(-time.Minute),
+				SerialNumber: c.SerialNumber, RevocationTime: time.Now().Add(-time.Minute),
 			})
 	}
 	der, err := x509.CreateRevocationList(rand.Reader, t, ca.Cert, ca.key)

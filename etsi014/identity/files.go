@@ -56,8 +56,8 @@ func loadPair(p Pair, now time.Time) (tls.Certificate, error) {
 	return c, nil
 }
 
-// loadPool reads a file of authorities.
-func loadPool(path string) (*x509.CertPool, error) {
+// loadAuthorities reads a file of authorities.
+func loadAuthorities(path string) ([]*x509.Certificate, error) {
 	if path == "" {
 		return nil, errors.New("load CA file: none is named")
 	}
@@ -65,7 +65,7 @@ func loadPool(path string) (*x509.CertPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load CA file %s: %w", path, err)
 	}
-	pool, n := x509.NewCertPool(), 0
+	var list []*x509.Certificate
 	for {
 		var block *pem.Block
 		if block, rest = pem.Decode(rest); block == nil {
@@ -75,7 +75,7 @@ func loadPool(path string) (*x509.CertPool, error) {
 			return nil, fmt.Errorf("load CA file %s: it holds a %s; leave only certificates in it",
 				path, block.Type)
 		}
-		n++
+		n := len(list) + 1
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
 			return nil, fmt.Errorf("load CA file %s: certificate %d: %w", path, n, err)
@@ -84,15 +84,16 @@ func loadPool(path string) (*x509.CertPool, error) {
 			return nil, fmt.Errorf("load CA file %s: certificate %d (%s) is no authority; "+
 				"name the file of the CA that signed it", path, n, c.Subject)
 		}
-		pool.AddCert(c)
+		list = append(list, c)
 	}
-	if n == 0 {
+	if len(list) == 0 {
 		return nil, fmt.Errorf("load CA file %s: no PEM certificate is in it; name a .crt file", path)
 	}
 	if bytes.Contains(rest, []byte("-----BEGIN")) {
-		return nil, fmt.Errorf("load CA file %s: damaged after certificate %d; copy it again", path, n)
+		return nil, fmt.Errorf("load CA file %s: damaged after certificate %d; copy it again", path,
+			len(list))
 	}
-	return pool, nil
+	return list, nil
 }
 
 func readPublic(path string) ([]byte, error) {

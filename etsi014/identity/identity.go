@@ -116,11 +116,11 @@ func (r Rule) part() (part, error) {
 	case ByDNS:
 		p.value = strings.ToLower(p.value)
 	case ByPin:
-		raw, err := hex.DecodeString(strings.ReplaceAll(p.value, ":", ""))
-		if err != nil || len(raw) != sha256.Size {
-			return part{}, errors.New("pin needs 64 hexadecimal digits (SHA-256 of the certificate)")
+		pin, err := parsePin(p.value)
+		if err != nil {
+			return part{}, err
 		}
-		p.value = hex.EncodeToString(raw)
+		p.value = hex.EncodeToString(pin[:])
 	default:
 		return part{}, fmt.Errorf("unknown match %q: use uri, dns, cn or pin", p.by)
 	}

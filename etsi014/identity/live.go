@@ -21,6 +21,13 @@ type Config struct {
 	// CA is a PEM file with the authorities that sign the other ends.
 	CA    string
 	Rules []Rule
+	// CRLs are files of revocation lists, PEM or DER, each signed by an
+	// authority of the CA file and not run out. A list that runs out later
+	// stays in force until the next load, which then fails; see Stats.
+	CRLs []string
+	// Deny lists certificates that are refused whatever else is true, by
+	// SHA-256 as in ByPin.
+	Deny []string
 }
 
 // Pair is a PEM file with a certificate and its intermediates, leaf first, and
@@ -30,7 +37,32 @@ type Pair struct{ Cert, Key string }
 // Live holds what was loaded and swaps it as a whole. It is safe for
 // concurrent use.
 type Live struct {
-	now atomic.Pointer[state]
+	now     atomic.Pointer[state]
+	guarded guarded
+}
+
+// Stats is what an operator watches.
+type Stats struct {
+	Expires    time.Time // the earliest end of this end's own certificates
+	CRLExpires time.Time // the earliest NextUpdate of the CRLs; zero without one
+	Rules      int       // marks that identify an SAE
+	Denied     int       // certificates on the deny list
+	Revoked    int       // certificates that CRLs name
+}
+
+// Stats tells about what is loaded now.
+func (l *Live) Stats() Stats {
+	s := l.now.Load()
+	st := Stats{
+		CRLExpires: s.gone.expires, Rules: len(s.table.rules), Denied: len(s.gone.denied),
+		Revoked: len(s.gone.marks),
+	}
+	for _, c := range s.certs {
+		if end := c.Leaf.NotAfter; st.Expires.IsZero() || end.Before(st.Expires) {
+			st.Expires = end
+		}
+	}
+	return st
 }
 
 // state is one loaded configuration; it never changes.
@@ -38,6 +70,7 @@ type state struct {
 	certs  []tls.Certificate
 	roots  *x509.CertPool
 	table  *Table
+	gone   *revocations
 	server *tls.Config
 
 	mu    sync.Mutex // guards known
@@ -65,13 +98,17 @@ func Open(cfg Config) (*Live, error) {
 
 // Reload loads a configuration, all of it or nothing: on an error the old one
 // stays. New connections use the new files at once. Connections that live are
-// judged by the new authorities and rules at their next request.
+// judged anew at their next request, and those of a server under Guard at once.
 func (l *Live) Reload(cfg Config) error {
 	s, err := load(cfg)
 	if err != nil {
 		return err
 	}
 	l.now.Store(s)
+	l.guarded.sweep(func(cs *tls.ConnectionState) bool {
+		_, err := l.Identify(cs)
+		return err == nil
+	})
 	return nil
 }
 
@@ -95,6 +132,10 @@ func (l *Live) Client() *tls.Config {
 	s := l.now.Load()
 	c := common()
 	c.Certificates, c.RootCAs = s.certs, s.roots
+	c.VerifyConnection = func(cs tls.ConnectionState) error {
+		_, err := s.gone.clean(cs.VerifiedChains)
+		return err
+	}
 	return c
 }
 
@@ -115,7 +156,8 @@ func common() *tls.Config {
 // [etsi014.HandlerConfig] wants. The chain is verified against the authorities
 // of now, not those of the handshake, so that a reload also reaches
 // connections that live; the verdict is kept until the chain expires or the
-// next reload. Errors wrap ErrNoCertificate, ErrNoMatch or ErrAmbiguous.
+// next reload. Errors wrap ErrNoCertificate, ErrRevoked, ErrNoMatch or
+// ErrAmbiguous.
 func (l *Live) Identify(cs *tls.ConnectionState) (etsi014.Caller, error) {
 	if cs == nil || len(cs.VerifiedChains) == 0 || len(cs.PeerCertificates) == 0 {
 		return etsi014.Caller{}, ErrNoCertificate
@@ -151,8 +193,12 @@ func (s *state) verify(chain []*x509.Certificate, now time.Time) (time.Time, err
 	if err != nil {
 		return time.Time{}, fmt.Errorf("%w: %w: %s", ErrNoCertificate, err, describe(chain[0]))
 	}
-	until := chain[0].NotAfter
-	for _, c := range chains[0] {
+	good, err := s.gone.clean(chains)
+	if err != nil {
+		return time.Time{}, err
+	}
+	until := good[0].NotAfter
+	for _, c := range good {
 		if c.NotAfter.Before(until) {
 			until = c.NotAfter
 		}
@@ -191,8 +237,17 @@ func load(cfg Config) (*state, error) {
 		}
 		s.certs = append(s.certs, c)
 	}
-	var err error
-	if s.roots, err = loadPool(cfg.CA); err != nil {
+	authorities, err := loadAuthorities(cfg.CA)
+	if err != nil {
+		faults = append(faults, err)
+	}
+	s.roots = x509.NewCertPool()
+	for _, c := range authorities {
+		s.roots.AddCert(c)
+	}
+	// Without authorities every CRL would seem unsigned: one fault is enough.
+	if s.gone, err = loadRevocations(cfg.CRLs, cfg.Deny, authorities, time.Now()); err != nil &&
+		len(authorities) > 0 {
 		faults = append(faults, err)
 	}
 	if s.table, err = New(cfg.Rules); err != nil {
@@ -204,5 +259,9 @@ func load(cfg Config) (*state, error) {
 	s.server = common()
 	s.server.Certificates = s.certs
 	s.server.ClientAuth, s.server.ClientCAs = tls.RequireAndVerifyClientCert, s.roots
+	s.server.VerifyConnection = func(cs tls.ConnectionState) error {
+		_, err := s.gone.clean(cs.VerifiedChains)
+		return err
+	}
 	return s, nil
 }
