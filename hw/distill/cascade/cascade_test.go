@@ -187,6 +187,16 @@ func TestEfficiency(t *testing.T) {
 	}
 }
 
+// The length of a frame must not matter: just above a power of two the last
+// block of a pass is shortest.
+func TestFramesOfAnyLengthEndEqual(t *testing.T) {
+	for _, n := range []int{4096 + 64, 8192 - 64, 1<<15 + 64, 1<<16 + 64, 3 << 14} {
+		if _, failed := measure(t, n, 30, .01); failed > 0 {
+			t.Errorf("%d bits: %d runs of 30 failed", n, failed)
+		}
+	}
+}
+
 func BenchmarkReconcile(b *testing.B) {
 	for _, qber := range []float64{.01, .02, .03, .05, .08, .11} {
 		b.Run(fmt.Sprintf("qber=%.2f", qber), func(b *testing.B) {

@@ -57,7 +57,9 @@ const MinBits = 64
 func NewPlan(n int, qber float64, seed uint64) *Plan {
 	p := &Plan{Frames: max(1, (n+frameBits/2)/frameBits)}
 	p.FrameBits = n / p.Frames / 64 * 64
-	half := bits.Len(uint(p.FrameBits-1)) - 1 // log2 of half a frame, rounded up
+	// log2 of half a frame, rounded down: rounded up, the last block of a frame
+	// just above a power of two would be too short to tell errors apart.
+	half := bits.Len(uint(p.FrameBits)) - 2
 	// k_1 = 2^⌈a⌉ with a = log2(1/Q) - 1/2; k_2 = 2^⌈(a+12)/2⌉; k_3 = 4096;
 	// then half the frame. Below 1 in 2000, blocks longer than 1024 would not
 	// pay for their bisection.
