@@ -117,9 +117,11 @@ type Simulator struct {
 	Fibre Channel `yaml:"fibre" check:"required"`
 	// classical carries sifting and reconciliation, authenticated. Required.
 	Classical Channel `yaml:"classical" check:"required"`
-	// auth_seed is the file of pre-shared random bits that authenticate the
-	// classical channel, made at both ends from the same seed; mode 0600. The
-	// simulator marks in it what is used up. Required.
+	// auth_seed is a file of random bytes, equal at both ends, that begins the
+	// authentication of the classical channel: 2 KiB at least, 64 KiB is
+	// plenty; mode 0600. At its first start the simulator takes them over into
+	// the state folder and removes the file, so that no bit is used twice.
+	// Required.
 	AuthSeed string `yaml:"auth_seed" check:"required,path"`
 	// eve is the fraction of pulses that an eavesdropper intercepts and
 	// resends, 0 to 1; only at alice, where the pulses leave. Default 0.
@@ -183,10 +185,11 @@ type Line struct {
 	Endpoints []Endpoint `yaml:"endpoints" check:"required"`
 	// tun is the network device that plain packets enter and leave. Required.
 	TUN TUN `yaml:"tun" check:"required"`
-	// epoch_life is the time between two rekeyings, 1s to 1h. Default 60s.
+	// epoch_life is the time between two rekeyings, 1s to 1h. Default 120s.
 	EpochLife time.Duration `yaml:"epoch_life,omitempty"`
-	// hold_max is how long an epoch may carry traffic when no fresh QKD key
-	// comes, before the line blocks, 1s to 24h. Default 600s.
+	// hold_max is how long an epoch may carry traffic when no newer one comes,
+	// before the line blocks: longer than epoch_life, at most 24h. Default
+	// 600s, or twice epoch_life if that is longer.
 	HoldMax time.Duration `yaml:"hold_max,omitempty"`
 	// keys is where the line draws QKD keys. Required unless the policy is
 	// pqc-only.

@@ -147,7 +147,7 @@ func TestDefaultsAndPaths(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("paths (-want +got):\n%s", diff)
 	}
-	if s.Lines[0].EpochLife != time.Minute || s.Lines[0].HoldMax != 10*time.Minute {
+	if s.Lines[0].EpochLife != 2*time.Minute || s.Lines[0].HoldMax != 10*time.Minute {
 		t.Errorf("epoch_life %v, hold_max %v", s.Lines[0].EpochLife, s.Lines[0].HoldMax)
 	}
 }

@@ -15,13 +15,12 @@ var (
 )
 
 // Bounds of a line. 1280 is the least MTU of IPv6 (RFC 8200 section 5), 9000
-// the usual jumbo frame; 600 s of hold is the default of the qkd-strict policy.
+// the usual jumbo frame; the times and their defaults are those of tunnel/rekey.
 const (
-	defaultEpochLife = time.Minute
+	defaultEpochLife = 2 * time.Minute
 	minEpochLife     = time.Second
 	maxEpochLife     = time.Hour
 	defaultHoldMax   = 10 * time.Minute
-	minHoldMax       = time.Second
 	maxHoldMax       = 24 * time.Hour
 	minMTU           = 1280
 	maxMTU           = 9000
@@ -49,7 +48,7 @@ func (d *decoder) setDefaults(s *Site) {
 			l.EpochLife = defaultEpochLife
 		}
 		if !d.set(fmt.Sprintf("lines[%d].hold_max", i)) {
-			l.HoldMax = defaultHoldMax
+			l.HoldMax = max(defaultHoldMax, 2*l.EpochLife)
 		}
 	}
 }
@@ -208,11 +207,11 @@ func (d *decoder) oneLine(s *Site, i int) {
 	if l.EpochLife < minEpochLife || l.EpochLife > maxEpochLife {
 		d.fault(key+".epoch_life", "%v is outside 1s to 1h", l.EpochLife)
 	}
-	if l.HoldMax < minHoldMax || l.HoldMax > maxHoldMax {
-		d.fault(key+".hold_max", "%v is outside 1s to 24h", l.HoldMax)
-	} else if l.HoldMax < l.EpochLife && l.Policy == "qkd-strict" {
-		d.fault(key+".hold_max", "%v is shorter than epoch_life %v, so the line would block "+
-			"before it rekeys; raise it", l.HoldMax, l.EpochLife)
+	if l.HoldMax > maxHoldMax {
+		d.fault(key+".hold_max", "%v is more than 24h", l.HoldMax)
+	} else if l.HoldMax <= l.EpochLife {
+		d.fault(key+".hold_max", "%v is not longer than epoch_life %v, so the line would "+
+			"block before it rekeys; raise it", l.HoldMax, l.EpochLife)
 	}
 	if mtu := l.TUN.MTU; d.set(key+".tun.mtu") && (mtu < minMTU || mtu > maxMTU) {
 		d.fault(key+".tun.mtu", "%d is outside %d to %d bytes", l.TUN.MTU, minMTU, maxMTU)

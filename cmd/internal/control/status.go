@@ -98,16 +98,28 @@ type Line struct {
 	LastKey *float64 `json:"last_key_age_seconds"`
 	// Rekeys counts epochs begun since the start.
 	Rekeys uint64 `json:"rekeys"`
-	// RekeyFailures counts handshakes that failed, by reason.
-	RekeyFailures map[string]uint64 `json:"rekey_failures"`
+	// RekeyFailures counts handshakes that failed; Failure is why the last one
+	// did, empty when it did not. Handshake is what the one under way waits for.
+	RekeyFailures uint64 `json:"rekey_failures"`
+	Failure       string `json:"failure,omitempty"`
+	Handshake     string `json:"handshake,omitempty"`
 	// Stock is what the key manager holds for this line, keys; null when it
 	// does not answer or the policy draws none.
 	Stock *int `json:"stock_keys"`
 	// KeysDrawn and KeysCollected count QKD keys since the start.
 	KeysDrawn     uint64 `json:"keys_drawn"`
 	KeysCollected uint64 `json:"keys_collected"`
-	// Peer: the other end has been heard lately.
-	Peer bool `json:"peer_alive"`
+	// KeyFailures counts calls to the key manager that failed, by reason:
+	// empty, unknown, denied or down. KeyManager is what the last one showed.
+	KeyFailures map[string]uint64 `json:"key_failures"`
+	KeyManager  string            `json:"key_manager,omitempty"`
+	// Peer: the other end has been heard lately. PeerPolicy is the policy it
+	// proved, empty before the first handshake.
+	Peer       bool   `json:"peer_alive"`
+	PeerPolicy string `json:"peer_policy,omitempty"`
+	// Alarms counts what a person should look at; LastAlarm is the latest.
+	Alarms    uint64 `json:"alarms"`
+	LastAlarm string `json:"last_alarm,omitempty"`
 
 	Sent     Traffic `json:"sent"`
 	Received Traffic `json:"received"`
@@ -140,7 +152,7 @@ type Sim struct {
 	// Role is alice or bob; Preset is the site file's.
 	Role   string `json:"role"`
 	Preset string `json:"preset"`
-	// FibreUp is false while the fibre is cut.
+	// FibreUp is false while the fibre is cut at this end.
 	FibreUp bool `json:"fibre_up"`
 	// Eve is the fraction of pulses that an eavesdropper intercepts.
 	Eve float64 `json:"eve"`

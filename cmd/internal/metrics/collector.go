@@ -63,12 +63,15 @@ var (
 		"Time since an epoch with a fresh QKD key began.", "line")
 	tunnelStock    = gauge("tunnel_stock_keys", "Keys in stock for the line.", "line")
 	tunnelRekeys   = counter("tunnel_rekeys_total", "Epochs begun.", "line")
-	tunnelFailures = counter("tunnel_rekey_failures_total", "Handshakes failed.", "line", "reason")
-	tunnelKeys     = counter("tunnel_keys_total", "QKD keys drawn or collected.", "line", "role")
-	tunnelPackets  = counter("tunnel_packets_total", "Inner packets.", "line", "dir")
-	tunnelBytes    = counter("tunnel_bytes_total", "Bytes of inner packets.", "line", "dir")
-	tunnelOuter    = counter("tunnel_outer_bytes_total", "Bytes of UDP payloads.", "line", "dir")
-	tunnelDrops    = counter("tunnel_drops_total", "Packets and datagrams dropped.", "line", "reason")
+	tunnelFailures = counter("tunnel_rekey_failures_total", "Handshakes failed.", "line")
+	tunnelKeyFails = counter("tunnel_key_failures_total",
+		"Calls to the key manager that failed.", "line", "reason")
+	tunnelAlarms  = counter("tunnel_alarms_total", "Alarms raised.", "line")
+	tunnelKeys    = counter("tunnel_keys_total", "QKD keys drawn or collected.", "line", "role")
+	tunnelPackets = counter("tunnel_packets_total", "Inner packets.", "line", "dir")
+	tunnelBytes   = counter("tunnel_bytes_total", "Bytes of inner packets.", "line", "dir")
+	tunnelOuter   = counter("tunnel_outer_bytes_total", "Bytes of UDP payloads.", "line", "dir")
+	tunnelDrops   = counter("tunnel_drops_total", "Packets and datagrams dropped.", "line", "reason")
 )
 
 // Of one end of a simulated link.
@@ -161,8 +164,10 @@ func (e emitter) line(id string, l *control.Line) {
 		e.put(tunnelStock, float64(*l.Stock), id)
 	}
 	e.put(tunnelRekeys, float64(l.Rekeys), id)
-	for reason, n := range l.RekeyFailures {
-		e.put(tunnelFailures, float64(n), id, reason)
+	e.put(tunnelFailures, float64(l.RekeyFailures), id)
+	e.put(tunnelAlarms, float64(l.Alarms), id)
+	for reason, n := range l.KeyFailures {
+		e.put(tunnelKeyFails, float64(n), id, reason)
 	}
 	e.put(tunnelKeys, float64(l.KeysDrawn), id, "drawn")
 	e.put(tunnelKeys, float64(l.KeysCollected), id, "collected")
