@@ -97,7 +97,7 @@ func (m *Machine) takeOver(e *held) {
 	m.wanted = false
 	m.due = e.made.Add(m.cfg.EpochLife + m.overdue())
 	if m.scheduled {
-		m.due = e.made.Add(m.cfg.EpochLife - m.random(m.cfg.EpochLife/24))
+		m.due = e.made.Add(m.cfg.EpochLife - m.lead - m.random(m.cfg.EpochLife/24))
 	}
 	m.out.Send, m.out.Stop = e.recv, false
 	m.stats.Epochs++
@@ -178,13 +178,20 @@ func (m *Machine) ageEpochs() {
 		if sending {
 			m.idle = m.now
 			m.confirmAt = never
-			why := fmt.Sprintf("no new epoch within %v", m.cfg.HoldMax)
-			if m.failure != "" {
-				why += ": " + m.failure
-			}
-			m.block(why)
+			m.block(fmt.Sprintf("no new epoch within %v%s", m.cfg.HoldMax, m.cause()))
 		}
 	}
+}
+
+// cause is what is known to stand in the way of a new epoch.
+func (m *Machine) cause() string {
+	switch {
+	case m.failure != "":
+		return ": " + m.failure
+	case m.source.state >= sourceEmpty:
+		return ": key manager " + m.source.state.String()
+	}
+	return ""
 }
 
 func (m *Machine) block(why string) {

@@ -39,7 +39,9 @@ type initiation struct {
 	datagrams [][]byte
 	gap       time.Duration
 	resendAt  time.Time
+	sentAt    time.Time
 	repeated  bool
+	strange   bool // an M4 came that does not open
 }
 
 func (i *initiation) clear() {
@@ -130,30 +132,45 @@ func (m *Machine) newest() uint64 {
 }
 
 func (m *Machine) resendFrom(init *initiation) {
-	init.gap = resendFirst
+	init.gap, init.sentAt = resendFirst, m.now
 	init.resendAt = m.now.Add(m.jitter(init.gap))
 }
 
 func (m *Machine) tickInitiation() {
 	init := m.init
 	if !init.until.After(m.now) {
-		switch init.phase {
-		case drawing:
+		switch {
+		case init.phase == drawing:
 			m.setSource(sourceDown)
 			m.fail("key manager did not answer in time", m.cfg.ProbeEvery)
+		case init.strange:
+			m.alarm("peer's confirmation does not open: the QKD keys of the sites differ")
+			m.fail("peer's confirmation does not open", m.cfg.ProbeEvery)
 		default:
 			m.fail("peer does not answer", 0)
 		}
 		return
 	}
-	if init.resendAt == never || init.resendAt.After(m.now) {
-		return
+	if init.resendAt != never && !init.resendAt.After(m.now) {
+		m.resend()
+		init.gap = min(2*init.gap, resendMax)
+		init.resendAt = m.now.Add(m.jitter(init.gap))
 	}
-	init.repeated = true
+}
+
+func (m *Machine) resend() {
+	m.init.repeated, m.init.sentAt = true, m.now
 	m.stats.Resent++
-	m.out.Datagrams = append(m.out.Datagrams, init.datagrams...)
-	init.gap = min(2*init.gap, resendMax)
-	init.resendAt = m.now.Add(m.jitter(init.gap))
+	m.out.Datagrams = append(m.out.Datagrams, m.init.datagrams...)
+}
+
+// insist repeats our M1 when the peer's M1 shows that it is there. It may be a
+// replay, so this happens at most once a second.
+func (m *Machine) insist() {
+	if m.scheduled && m.init != nil && m.init.phase == sentM1 &&
+		m.now.Sub(m.init.sentAt) >= time.Second {
+		m.resend()
+	}
 }
 
 // takeM2 proves the responder: it opened our ciphertext and knows the link
@@ -333,6 +350,7 @@ func (m *Machine) sendM3(keys []tunnel.Key) {
 		m.fail(err.Error(), m.cfg.ProbeEvery)
 		return
 	}
+	init.strange = false
 	init.phase, init.until = sentM3, m.now.Add(choiceLife)
 	m.resendFrom(init)
 }
@@ -384,6 +402,7 @@ func (m *Machine) takeM4(msg *message) error {
 	}
 	if err != nil || v.status == accepted || v.epoch != init.choice.epoch {
 		bad.clear()
+		init.strange = true
 		return errStray
 	}
 	init.t.clear()
@@ -396,6 +415,7 @@ func (m *Machine) takeM4(msg *message) error {
 // finish ends a good handshake of ours.
 func (m *Machine) finish(t *transcript) {
 	init := m.init
+	m.lead = min(m.now.Sub(init.began), m.cfg.EpochLife/4)
 	e, next := t.split(true)
 	m.complete(e, init.choice, init.index, init.peerIdx)
 	// M4 confirms the new chain secret; the peer may still offer the old one,

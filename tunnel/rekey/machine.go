@@ -74,7 +74,8 @@ type Machine struct {
 	handshakes uint64
 	number     uint64 // of the newest epoch made
 	rtt        time.Duration
-	peerIntro  intro // of the last proven peer
+	lead       time.Duration // what our last handshake took: the next starts so much earlier
+	peerIntro  intro         // of the last proven peer
 	alarms     map[string]bool
 	failure    string // why the last handshake of ours failed
 	stats      Stats

@@ -86,6 +86,7 @@ func (m *Machine) takeM1(msg *message) error {
 	m.pending[p.index] = p
 	m.replies[msg.digest()] = reply{datagrams, m.now.Add(replyLife)}
 	m.stats.Answered++
+	m.insist()
 	return nil
 }
 
@@ -146,8 +147,17 @@ func (m *Machine) makeM2(p *pending, ephemeral []byte) (*opening, error) {
 	return o, nil
 }
 
-// busy is how long a third receive epoch is not possible; zero = it is.
+// busy is how long the peer's handshake cannot end well: the scheduled
+// initiator goes on with its own, or a third receive epoch is not possible.
 func (m *Machine) busy(peer intro) time.Duration {
+	if m.scheduled && m.init != nil {
+		return time.Second
+	}
+	return m.full(peer)
+}
+
+// full is how long a third receive epoch is not possible; zero = it is.
+func (m *Machine) full(peer intro) time.Duration {
 	if m.old == nil || peer.sending == 0 {
 		return 0
 	}
@@ -227,7 +237,7 @@ func (m *Machine) unfit(p *pending) refusal {
 		m.alarm(fmt.Sprintf("peer asks for an epoch of level %d under policy %s",
 			p.choice.mode, theirs.policy))
 		return refusedPolicy
-	case m.collecting() || m.busy(theirs) > 0 || m.scheduled && m.init.committed():
+	case m.collecting() || m.full(theirs) > 0 || m.scheduled && m.init.committed():
 		return refusedBusy
 	}
 	for _, id := range p.choice.ids {
@@ -312,7 +322,7 @@ func (m *Machine) confirmM3(p *pending, keys []tunnel.Key) {
 // where one can help.
 func (m *Machine) refuse(p *pending, v verdict) {
 	v.epoch = p.choice.epoch
-	p.phase = sentM2
+	p.phase, p.request = sentM2, 0
 	ok := m.sendM4(p, p.t, "c4 error", v)
 	again := v.status == refusedUnknown || v.status == refusedReused
 	if !ok || !again || p.attempt >= maxAttempts {

@@ -66,6 +66,7 @@ func (t *transcript) mixHash(x []byte) {
 // mixKey binds a secret: ck = Expand(Extract(ck, s), "QLE1 ck " label h).
 // The secret stays the caller's to clear.
 func (t *transcript) mixKey(label string, s secret.Bytes) {
+	t.alive()
 	prk, err := hkdf.Extract(sha512.New384, s.Expose(), t.ck.Expose())
 	must(err)
 	defer secret.Wipe(prk)
@@ -76,6 +77,7 @@ func (t *transcript) mixKey(label string, s secret.Bytes) {
 
 // derive expands ck under a label and h.
 func (t *transcript) derive(label string, n int) secret.Bytes {
+	t.alive()
 	return expand(t.ck.Expose(), "QLE1 "+label+string(t.h[:]), n)
 }
 
@@ -83,6 +85,14 @@ func expand(prk []byte, info string, n int) secret.Bytes {
 	out, err := hkdf.Expand(sha512.New384, prk, info, n)
 	must(err)
 	return secret.Own(out)
+}
+
+// alive stops before a cleared chaining key yields keys that anybody can
+// compute: better no daemon than that.
+func (t *transcript) alive() {
+	if t.ck.Len() != hashSize {
+		panic("rekey: use of a cleared transcript")
+	}
 }
 
 // must stops on an error that only a programming mistake can cause: a wrong

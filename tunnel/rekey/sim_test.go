@@ -24,7 +24,10 @@ type world struct {
 	net   network
 	kme   keyStore
 	log   func(format string, args ...any)
-	fault error // the first broken promise
+	fault error             // the first broken promise
+	toy   bool              // see toyKEM
+	bent  func(*end)        // plants a bug into each end
+	keys  map[[32]byte]bool // every send key ever installed
 }
 
 // network says what happens to a datagram or record on its way.
@@ -61,18 +64,18 @@ type end struct {
 	heard   map[uint32]bool
 	send    *Epoch
 	blocked bool
+	ever    map[uint32]bool // epochs held at any time of this life
+	gone    map[uint32]bool // epochs dropped at HoldMax
 	wake    time.Time
 	events  []Event
-	lives   []string
-	offset  time.Duration
-	sentIn  map[uint32]int
 	opened  int
 	lost    int
 	ups     int
-	rekey   bool
 	cfg     func() Config
 	usedIDs map[tunnel.KeyID]bool
-	trace   func(dir string, d []byte)
+	trace   func(d []byte)
+	bend    func(*Output)           // plants a bug
+	tamper  func(to *end, d []byte) // sees each datagram that arrives
 }
 
 type item struct {
@@ -117,16 +120,20 @@ func (w *world) config(i int, p Policy) Config {
 type rngReader struct{ *rand.Rand }
 
 func (r rngReader) Read(b []byte) (int, error) {
+	n := len(b)
+	for ; len(b) >= 8; b = b[8:] {
+		binary.LittleEndian.PutUint64(b, r.Uint64())
+	}
 	for i := range b {
 		b[i] = byte(r.Uint32())
 	}
-	return len(b), nil
+	return n, nil
 }
 
 func newWorld(seed uint64) *world {
 	w := &world{rng: rand.New(rand.NewPCG(seed, 1)), now: epochZero,
-		kme: keyStore{keys: map[tunnel.KeyID][]byte{}, drawn: map[tunnel.KeyID]bool{}},
-		net: network{delay: 10 * time.Millisecond}, log: func(string, ...any) {}}
+		kme:  keyStore{keys: map[tunnel.KeyID][]byte{}, drawn: map[tunnel.KeyID]bool{}},
+		keys: map[[32]byte]bool{}, net: network{delay: 10 * time.Millisecond}, log: func(string, ...any) {}}
 	return w
 }
 
@@ -140,6 +147,9 @@ func (w *world) start(p Policy, tweak func(i int, c *Config)) {
 				tweak(i, &c)
 			}
 			return c
+		}
+		if w.bent != nil {
+			w.bent(e)
 		}
 		w.ends[i] = e
 	}
@@ -205,9 +215,12 @@ func (e *end) boot() {
 	if err != nil {
 		panic(err)
 	}
+	if e.w.toy {
+		m.toys(seeds(1 - e.id))
+	}
 	e.m, e.life = m, e.life+1
+	e.gone, e.ever = map[uint32]bool{}, map[uint32]bool{}
 	e.recv, e.heard, e.send, e.blocked = map[uint32]*Epoch{}, map[uint32]bool{}, nil, true
-	e.sentIn = map[uint32]int{}
 	e.step(Input{})
 }
 
@@ -217,11 +230,21 @@ func (e *end) step(in Input) {
 
 func (e *end) obey(out Output) {
 	w := e.w
+	if e.bend != nil {
+		e.bend(&out)
+	}
+	e.describe(&out)
 	if out.Install != nil {
+		if key := [32]byte(out.Install.SendKey.Expose()); w.keys[key] {
+			w.broken("end %d installs a key that was used before", e.id)
+		} else {
+			w.keys[key] = true
+		}
 		if e.recv[out.Install.RecvIndex] != nil {
 			w.broken("end %d installs index %x twice", e.id, out.Install.RecvIndex)
 		}
 		e.recv[out.Install.RecvIndex] = out.Install
+		e.ever[out.Install.RecvIndex] = true
 		for _, id := range out.Install.KeyIDs {
 			if e.usedIDs[id] {
 				w.broken("end %d uses key_ID %x twice", e.id, id)
@@ -246,6 +269,9 @@ func (e *end) obey(out Output) {
 		} else if e.send == e.recv[i] && !out.Stop && out.Send == 0 {
 			w.broken("end %d retires its sending epoch", e.id)
 		}
+		if ep := e.recv[i]; ep != nil && w.now.Sub(ep.Made) >= e.m.cfg.HoldMax {
+			e.gone[i] = true
+		}
 		delete(e.recv, i)
 	}
 	// The old epoch may still be there while the new one is installed in the
@@ -260,14 +286,19 @@ func (e *end) obey(out Output) {
 		if len(d) > maxDatagram {
 			w.broken("datagram of %d bytes", len(d))
 		}
-		e.carry(d, func(to *end) { to.step(Input{Datagram: d, From: addrOf(e.id)}) })
+		e.carry(d, func(to *end) {
+			if e.tamper != nil {
+				e.tamper(to, d)
+			}
+			to.step(Input{Datagram: d, From: addrOf(e.id)})
+		})
 	}
 	if out.Request != nil {
 		e.request(*out.Request)
 	}
 	e.events = append(e.events, out.Events...)
 	for _, ev := range out.Events {
-		w.log("%8.3f end %d: %s %s %s", w.now.Sub(epochZero).Seconds(), e.id, ev.Kind, ev.Level, ev.Reason)
+		e.note("event: %s %s %s", ev.Kind, ev.Level, ev.Reason)
 	}
 	if !out.Wake.IsZero() {
 		life, at := e.life, out.Wake
@@ -278,6 +309,50 @@ func (e *end) obey(out Output) {
 				e.step(Input{})
 			}
 		})
+	}
+}
+
+// note writes a line into the world's log: I is the scheduled initiator.
+func (e *end) note(format string, args ...any) {
+	name := "R"
+	if e.m.scheduled {
+		name = "I"
+	}
+	e.w.log("%8.3f %s %s", e.w.now.Sub(epochZero).Seconds(), name, fmt.Sprintf(format, args...))
+}
+
+// describe notes what a step told its caller to do.
+func (e *end) describe(out *Output) {
+	if ep := out.Install; ep != nil {
+		e.note("installs epoch %d, %s, %d keys", ep.Number, ep.Level, len(ep.KeyIDs))
+	}
+	if ep := e.recv[out.Send]; ep != nil {
+		e.note("sends in epoch %d", ep.Number)
+	} else if out.Send != 0 {
+		e.note("sends in it")
+	}
+	for _, i := range out.Retire {
+		if ep := e.recv[i]; ep != nil {
+			e.note("retires epoch %d", ep.Number)
+		}
+	}
+	if out.Stop {
+		e.note("stops")
+	}
+	kinds := map[byte]int{}
+	for i, d := range out.Datagrams {
+		if kinds[d[0]] += len(d); i == len(out.Datagrams)-1 || out.Datagrams[i+1][0] != d[0] {
+			e.note("-> M%d, %d bytes", d[0], kinds[d[0]])
+		}
+	}
+	switch r := out.Request; {
+	case r == nil:
+	case r.New > 0:
+		e.note("draws %d keys", r.New)
+	case len(r.IDs) > 0:
+		e.note("collects %d keys", len(r.IDs))
+	default:
+		e.note("probes its key manager")
 	}
 }
 
@@ -294,7 +369,7 @@ func (e *end) carry(d []byte, f func(to *end)) {
 		copies = 2
 	}
 	if e.trace != nil {
-		e.trace("->", d)
+		e.trace(d)
 	}
 	for range copies {
 		if w.net.cut[e.id] || w.rng.Float64() < w.net.loss {
@@ -319,7 +394,7 @@ func (e *end) record() {
 	ep := e.send
 	to := w.other(e)
 	life := to.life
-	e.sentIn[ep.RecvIndex]++
+	e.judge(ep, to)
 	e.carry(nil, func(to *end) {
 		if to.life != life {
 			return
@@ -341,6 +416,22 @@ func (e *end) record() {
 			}
 		}
 	})
+}
+
+// judge checks at the moment of sealing that the epoch may be used and that
+// the other end can open it, unless that end has lost it for a good reason.
+func (e *end) judge(ep *Epoch, to *end) {
+	w := e.w
+	if age := w.now.Sub(ep.Made); age > e.m.cfg.HoldMax {
+		w.broken("end %d seals with an epoch of age %v", e.id, age)
+	}
+	if e.m.cfg.Policy == QKDStrict && (ep.Level != QKD || len(ep.KeyIDs) == 0) {
+		w.broken("end %d seals without a QKD key under %v", e.id, e.m.cfg.Policy)
+	}
+	restarted := to.life > 1 && !to.ever[ep.SendIndex]
+	if to.recv[ep.SendIndex] == nil && !to.gone[ep.SendIndex] && !restarted {
+		w.broken("end %d seals in epoch %d, which the other end has dropped", e.id, ep.Number)
+	}
 }
 
 // request is the caller's key source.

@@ -64,7 +64,8 @@ func (m *Machine) answered(a *KeyAnswer) {
 		a.clear()
 	case who.init != nil && who.init == m.init && m.init.request == a.ID:
 		m.drawn(a)
-	case who.pending != nil && who.pending.request == a.ID:
+	case who.pending != nil && m.pending[who.pending.index] == who.pending &&
+		who.pending.request == a.ID:
 		m.collected(who.pending, a)
 	case who.init == nil && who.pending == nil:
 		m.setSource(sourceOf(a.Err))
