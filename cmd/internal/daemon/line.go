@@ -1,13 +1,145 @@
 package daemon
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
+	"time"
 
 	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/cmd/internal/control"
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/etsi014/identity"
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/line"
+	"github.com/quietline/quietline/tunnel/rekey"
+	"github.com/quietline/quietline/tunnel/tun"
+	"github.com/quietline/quietline/tunnel/wire"
 )
+
+// Line runs one encrypted line until ctx ends. It returns an error when its
+// device or socket breaks; a line that only lacks keys goes on, blocked.
+func Line(ctx context.Context, env Env, cfg *config.Line) error {
+	env.Log = env.Log.With("line", cfg.ID)
+	if err := openState(env.Site.State); err != nil {
+		return err
+	}
+	var e lineEnd // set before the control door answers
+	parts, closeDoors, err := env.doors(cfg.ID, cfg.Control, cfg.Metrics, control.Door{
+		Status: func() control.Status { return e.status(cfg) },
+		Rekey:  func() error { e.line.Rekey(); return nil },
+	})
+	if err != nil {
+		return err
+	}
+	var stack closers
+	stack.add(closeDoors)
+	defer stack.close()
+	if err := e.open(cfg, env.Log, &stack); err != nil {
+		return err
+	}
+	env.Log.Info("line begins", "addr", cfg.Endpoints[0].Remote.String())
+	return together(ctx, append(parts, e.line.Run, e.watchStock)...)
+}
+
+// lineEnd is a line with its key source.
+type lineEnd struct {
+	line  *line.Line
+	keys  *keySource // nil under pqc-only without keys
+	stock atomic.Pointer[tunnel.Stock]
+	// simulated stays true once the key manager has said so: keys drawn then
+	// may still be in use.
+	simulated atomic.Bool
+}
+
+// open reads the secrets and opens device and socket; what it opens goes on
+// the stack until the line owns it.
+func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error {
+	machine, err := openMachine(cfg)
+	if err != nil {
+		return err
+	}
+	stack.add(machine.Clear)
+	lc := line.Config{Machine: machine, Log: log}
+	if cfg.Keys != nil {
+		keys, err := openKeySource(cfg.Keys, log)
+		if err != nil {
+			return err
+		}
+		stack.add(keys.client.Close)
+		e.keys, lc.Keys = &keys, keys
+	}
+	mtu := cfg.TUN.MTU
+	if mtu == 0 {
+		if mtu, err = wire.InnerMTU(pathMTU, cfg.Endpoints[0].Remote.Addr()); err != nil {
+			return err
+		}
+	}
+	lc.Device, err = tun.Open(tun.Config{Name: cfg.TUN.Name, Addresses: cfg.TUN.Addresses,
+		Routes: cfg.TUN.Routes, MTU: mtu})
+	if err != nil {
+		return err
+	}
+	stack.add(func() { _ = lc.Device.Close() })
+	lc.Conn, err = line.DialUDP(cfg.Endpoints[0].Local, cfg.Endpoints[0].Remote)
+	if err != nil {
+		return err
+	}
+	stack.add(func() { _ = lc.Conn.Close() })
+	e.line, err = line.New(lc)
+	return err
+}
+
+// pathMTU is what a path carries unless the site file says otherwise, bytes:
+// Ethernet's.
+const pathMTU = 1500
+
+// openMachine reads what the two ends know of each other.
+func openMachine(cfg *config.Line) (*rekey.Machine, error) {
+	policy, err := rekey.ParsePolicy(cfg.Policy)
+	if err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("%v", policy)
+}
+
+// stockEvery is the time between two looks at the stock. A look costs the key
+// manager no key.
+const stockEvery = 5 * time.Second
+
+// watchStock keeps the number of keys in stock for status and metrics.
+func (e *lineEnd) watchStock(ctx context.Context) error {
+	if e.keys == nil {
+		<-ctx.Done()
+		return nil
+	}
+	tick := time.NewTicker(stockEvery)
+	defer tick.Stop()
+	for {
+		e.look(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// look asks for the stock once.
+func (e *lineEnd) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stockEvery)
+	defer cancel()
+	stock, err := e.keys.Status(ctx, tunnel.UseEpoch)
+	if err != nil {
+		e.stock.Store(nil) // the line itself reports what fails
+		return
+	}
+	e.stock.Store(&stock)
+	if stock.Simulated {
+		e.simulated.Store(true)
+	}
+}
 
 // openKeySource makes the client of a line's key manager. It reads the files
 // and opens no connection. The caller closes the client.
@@ -24,4 +156,36 @@ func openKeySource(k *config.Keys, log *slog.Logger) (keySource, error) {
 		return keySource{}, fmt.Errorf("open key source: %w", err)
 	}
 	return keySource{client: client, peer: etsi014.SAEID(k.PeerSAE)}, nil
+}
+
+// status puts the line's numbers into the words of status.
+func (e *lineEnd) status(cfg *config.Line) control.Status {
+	st := e.line.Stats()
+	l := &control.Line{
+		Policy: cfg.Policy, Level: st.Level.String(), Since: st.Since, Reason: st.Why,
+		Epoch: st.Epoch, Age: age(st.Made), Keys: st.EpochKeys, LastKey: age(st.LastKey),
+		Rekeys:        st.Handshakes.Epochs,
+		RekeyFailures: st.Handshakes.Failed,
+		KeysDrawn:     st.Keys.Drawn, KeysCollected: st.Keys.Collected, KeyFailures: st.Keys.Failures,
+		Handshake: st.Handshake, Failure: st.Failure, KeyManager: st.KeyManager,
+		Peer: st.PeerAlive, PeerPolicy: st.PeerPolicy,
+		Sent: traffic(st.Sent), Received: traffic(st.Received), Drops: st.Drops,
+		Alarms: st.Alarms, LastAlarm: st.LastAlarm,
+		Device: control.Device{Name: st.Device.Name, Backend: st.Device.Backend,
+			Offload: st.Device.Offload, MTU: st.Device.MTU, Reason: st.Device.Reason},
+	}
+	if stock := e.stock.Load(); stock != nil {
+		l.Stock = &stock.Keys
+	}
+	return control.Status{Daemon: "line", Simulated: e.simulated.Load(), Line: l}
+}
+
+func traffic(t line.Traffic) control.Traffic { return control.Traffic(t) }
+
+// age is nil for what has not happened.
+func age(t time.Time) *float64 {
+	if t.IsZero() {
+		return nil
+	}
+	return known(time.Since(t).Seconds())
 }

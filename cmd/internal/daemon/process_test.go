@@ -79,3 +79,8 @@ func TestLogger(t *testing.T) {
 		t.Error("debug is shown")
 	}
 }
+
+// testLog writes a daemon's log to the test's output.
+func testLog(t *testing.T) *slog.Logger {
+	return slog.New(slog.NewTextHandler(t.Output(), nil))
+}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"log/slog"
+	"math"
 	"os"
 	"time"
 
@@ -63,4 +64,23 @@ func together(ctx context.Context, parts ...part) error {
 		g.Go(func() error { return p(ctx) })
 	}
 	return g.Wait()
+}
+
+// closers is what a daemon must close, the last opened first.
+type closers []func()
+
+func (c *closers) add(f func()) { *c = append(*c, f) }
+
+func (c *closers) close() {
+	for i := len(*c) - 1; i >= 0; i-- {
+		(*c)[i]()
+	}
+}
+
+// known is nil for what no device tells.
+func known(x float64) *float64 {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return nil
+	}
+	return &x
 }
