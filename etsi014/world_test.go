@@ -19,7 +19,11 @@ import (
 	"github.com/quietline/quietline/etsi014/identity"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// After a refused request net/http lingers half a second by itself, so that the
+// client can read the answer; that is no leak.
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait"))
+}
 
 // world is one KME behind its door on a loopback address, with SAEs "tokyo",
 // "kochi" and "osaka" enrolled and "nobody" holding a certificate of the right
