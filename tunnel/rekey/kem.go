@@ -41,6 +41,22 @@ func Public(s Suite, seed secret.Bytes) ([]byte, error) {
 	return k.public(seed)
 }
 
+// CheckPublic tells why a static public key is not one of the suite's.
+func CheckPublic(s Suite, public []byte) error {
+	k, _, err := suiteKEM(s)
+	if err != nil {
+		return err
+	}
+	// Encapsulating to the key is the check: the coins are thrown away.
+	_, shared, err := k.encapsulate(zeros{}, public)
+	shared.Clear()
+	return err
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
 // xwingKEM is X-Wing, draft-connolly-cfrg-xwing-kem: X25519 and ML-KEM-768.
 type xwingKEM struct{}
 

@@ -115,12 +115,10 @@ func newMachine(cfg Config) (*Machine, error) {
 	if m.self, err = k.public(cfg.StaticSeed); err != nil {
 		return nil, err
 	}
-	// Encapsulating once tells a bad peer key now rather than at the first handshake.
-	_, probe, err := k.encapsulate(zeros{}, m.peer)
-	if err != nil {
+	// A bad peer key shall show now rather than at the first handshake.
+	if err := CheckPublic(cfg.Suite, m.peer); err != nil {
 		return nil, fmt.Errorf("%w: peer's static key: %w", ErrConfig, err)
 	}
-	probe.Clear()
 	ours, theirs := sha512.Sum384(m.self), sha512.Sum384(m.peer)
 	order := bytes.Compare(ours[:], theirs[:])
 	if order == 0 {
@@ -138,10 +136,6 @@ func newMachine(cfg Config) (*Machine, error) {
 		out: macKey(cfg.LinkSecret, out, theirs), in: macKey(cfg.LinkSecret, in, ours)}
 	return m, nil
 }
-
-type zeros struct{}
-
-func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // Clear wipes every secret the machine holds; it does nothing afterwards.
 // Epochs handed out stay the caller's to clear.
