@@ -1,0 +1,114 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/etsi014/identity"
+	"github.com/quietline/quietline/tunnel/lab"
+)
+
+// application makes the client of one of the site's applications, with its
+// sockets in the site's namespace.
+func (s *site) application(sae string) (*etsi014.Client, error) {
+	live, err := identity.Open(identity.Config{
+		Pairs: []identity.Pair{{Cert: s.path(sae + ".pem"), Key: s.path(sae + ".key")}},
+		CA:    s.path("sae-ca.pem"),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return etsi014.NewClient(etsi014.ClientConfig{
+		URLs: []string{"https://" + s.door()}, TLS: live.Client, Dial: s.ns.Dial,
+	})
+}
+
+// keep joins both ETSI doors to the caller's loopback, prints lines to paste,
+// and stays until the context ends.
+func (d *demo) keep(ctx context.Context) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	doors := map[*site]string{}
+	for _, s := range []*site{d.a, d.b} {
+		l, err := lab.ListenOutside("tcp4", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		doors[s] = l.Addr().String()
+		wg.Go(func() { join(ctx, l, s) })
+	}
+	pid, err := lab.OutsidePID()
+	if err != nil {
+		return err
+	}
+	d.pasteable(pid, doors)
+	<-ctx.Done()
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return nil
+	}
+	return ctx.Err()
+}
+
+// pasteable prints curl lines that work as they stand in another shell of the
+// same user. The certificates are in a folder that only this run's processes
+// see, so the path leads through one of them.
+func (d *demo) pasteable(pid int, doors map[*site]string) {
+	w := d.opt.Out
+	at := func(s *site) string {
+		return fmt.Sprintf("curl -s --cacert $Q/%[1]s/sae-ca.pem --cert $Q/%[1]s/%[2]s.pem --key $Q/%[1]s/%[2]s.key",
+			s.name, s.recordsSAE())
+	}
+	url := func(s *site, peer, call string) string {
+		return fmt.Sprintf("https://%s/api/v1/keys/%s/%s", doors[s], peer, call)
+	}
+	fmt.Fprintf(w, "\nThe ETSI GS QKD 014 doors stay open; paste in another shell, end with Ctrl-C here.\n\n")
+	fmt.Fprintf(w, "Q=/proc/%d/root%s\n", pid, d.dir)
+	fmt.Fprintf(w, "# what the pair can draw\n%s %s\n", at(d.a), url(d.a, d.b.recordsSAE(), "status"))
+	fmt.Fprintf(w, "# tokyo draws a key\n%s %s | tee /tmp/quietline-key.json\n", at(d.a), url(d.a, d.b.recordsSAE(), "enc_keys"))
+	fmt.Fprintf(w, "ID=$(sed 's/.*\"key_ID\":\"\\([^\"]*\\)\".*/\\1/' /tmp/quietline-key.json); rm /tmp/quietline-key.json\n")
+	fmt.Fprintf(w, "# kochi collects the same bytes by key_ID, once\n%s \"%s?key_ID=$ID\"\n", at(d.b), url(d.b, d.a.recordsSAE(), "dec_keys"))
+	fmt.Fprintf(w, "# a second time: 400\n%s -w '%%{http_code}\\n' \"%s?key_ID=$ID\"\n", at(d.b), url(d.b, d.a.recordsSAE(), "dec_keys"))
+	fmt.Fprintf(w, "# HEAD draws nothing\n%s -I %s\n\n", at(d.a), url(d.a, d.b.recordsSAE(), "enc_keys"))
+}
+
+// join hands each connection on to the site's door until the context ends.
+func join(ctx context.Context, l net.Listener, s *site) {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		wg.Go(func() { splice(ctx, c, s) })
+	}
+}
+
+func splice(ctx context.Context, c net.Conn, s *site) {
+	defer c.Close()
+	door, err := s.ns.Dial(ctx, "tcp", s.door())
+	if err != nil {
+		return // curl shows a closed connection; the door's log tells why
+	}
+	defer door.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close(); door.Close() })
+	defer stop()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(door, c)
+		door.Close()
+	}()
+	_, _ = io.Copy(c, door)
+	c.Close()
+	<-done
+}

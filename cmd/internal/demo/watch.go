@@ -1,0 +1,157 @@
+package demo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/quietline/quietline/cmd/internal/control"
+	"github.com/quietline/quietline/simulator"
+)
+
+// keyBits is the size of the keys that the demo counts.
+const keyBits = 256
+
+// watcher turns the daemons' status into samples. One goroutine owns it.
+type watcher struct {
+	a, b      *site
+	lastBytes uint64
+	lastAt    time.Time
+}
+
+// status asks a daemon; a missing or silent one is the zero status.
+func status(ctx context.Context, d *daemon) control.Status {
+	if d == nil {
+		return control.Status{}
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	s, err := d.client.Status(ctx)
+	if err != nil {
+		return control.Status{}
+	}
+	return s
+}
+
+// sample asks every daemon once.
+func (w *watcher) sample(ctx context.Context) sample {
+	s := sample{QBER: -1}
+	for i, at := range []*site{w.a, w.b} {
+		if k := status(ctx, at.kme).KME; k != nil {
+			for _, l := range k.Links {
+				s.Stored[i] += int(l.Stored / keyBits)
+			}
+			s.Delivered[i] = int(k.KeysDrawn + k.KeysFetched)
+		}
+	}
+	if sim := status(ctx, w.b.sim).Sim; sim != nil {
+		s.SiftedBPS, s.SecretBPS = known(sim.SiftedRate, 0), known(sim.SecretRate, 0)
+		s.QBER = known(sim.QBER, -1)
+	}
+	if l := status(ctx, w.a.line).Line; l != nil {
+		s.Level, s.Reason, s.Epoch, s.EpochAge = l.Level, l.Reason, l.Epoch, known(l.Age, 0)
+		for _, n := range l.Drops {
+			s.Dropped += n
+		}
+		s.Mbps = w.throughput(l.Sent.Bytes + l.Received.Bytes)
+	}
+	return s
+}
+
+func (w *watcher) throughput(total uint64) float64 {
+	now := time.Now()
+	took := now.Sub(w.lastAt).Seconds()
+	delta := total - min(w.lastBytes, total)
+	first := w.lastAt.IsZero()
+	w.lastBytes, w.lastAt = total, now
+	if first || took == 0 {
+		return 0
+	}
+	return float64(delta) * 8 / 1e6 / took
+}
+
+func known(v *float64, otherwise float64) float64 {
+	if v == nil {
+		return otherwise
+	}
+	return *v
+}
+
+// presetLines says what is simulated and why these numbers.
+func (d *demo) presetLines() error {
+	p, err := simulator.PresetByName(preset)
+	if err != nil {
+		return err
+	}
+	r := &d.report
+	r.Preset, r.SetQBER, r.Eve, r.Simulated = preset, p.Forecast().QBER, d.opt.Eve, true
+	d.view.line("%s", p.Description)
+	return nil
+}
+
+// firstKeys waits until both key managers hold drawable keys. With an
+// eavesdropper the wait may end without any: that is what should be seen.
+func (d *demo) firstKeys(ctx context.Context, begun time.Time) error {
+	limit := 30 * time.Second
+	if d.opt.Eve > 0 {
+		limit = max(15*time.Second, d.opt.For-time.Since(d.begun))
+	}
+	err := poll(ctx, limit, func() error {
+		for _, s := range []*site{d.a, d.b} {
+			k := status(ctx, s.kme).KME
+			if k == nil || len(k.Links) == 0 || k.Links[0].Drawable < keyBits {
+				return fmt.Errorf("%s holds no drawable key", s.kmeID())
+			}
+		}
+		return nil
+	})
+	d.linkNumbers(ctx)
+	switch {
+	case err == nil:
+		d.report.FirstKeySeconds = time.Since(begun).Seconds()
+		d.view.line("first keys at both sites after %.1f s", d.report.FirstKeySeconds)
+		return nil
+	case d.opt.Eve > 0 && ctx.Err() == nil:
+		return d.starved()
+	}
+	return err
+}
+
+// linkNumbers takes the link's figures into the report.
+func (d *demo) linkNumbers(ctx context.Context) {
+	sim := status(ctx, d.b.sim).Sim
+	if sim == nil {
+		return
+	}
+	d.report.QBER = known(sim.QBER, -1)
+	d.report.SiftedBPS, d.report.SecretBPS = known(sim.SiftedRate, 0), known(sim.SecretRate, 0)
+	d.report.AuthBitsUsed = int64(sim.AuthUsed)
+}
+
+// starved closes a run in which eve disturbed too much for any key.
+func (d *demo) starved() error {
+	if d.report.QBER < 0 {
+		return errors.New("no key, and no QBER was measured either")
+	}
+	d.view.line("eve intercepts %.0f %% of the pulses: QBER %s, no key was made at either site",
+		d.opt.Eve*100, ratio(d.report.QBER))
+	d.report.Verdict = "the eavesdropper was seen and got nothing: no key left the link"
+	return errStarved
+}
+
+// waitLevel waits until both ends of the line stand at the level.
+func (d *demo) waitLevel(ctx context.Context, limit time.Duration, level string) error {
+	return poll(ctx, limit, func() error {
+		for _, s := range []*site{d.a, d.b} {
+			l := status(ctx, s.line).Line
+			if l == nil {
+				return fmt.Errorf("%s does not answer", s.line.name)
+			}
+			if l.Level != level {
+				return fmt.Errorf("%s stands at %s: %s", s.line.name, l.Level, l.Reason)
+			}
+		}
+		return nil
+	})
+}
