@@ -79,7 +79,7 @@ func (w *world) traffic(gap time.Duration) {
 	for _, e := range w.ends {
 		var tick func()
 		tick = func() {
-			if e.send != nil {
+			if e.send != nil && !e.mute {
 				e.record()
 			}
 			w.at(gap, tick)

@@ -73,6 +73,8 @@ type end struct {
 	ups     int
 	cfg     func() Config
 	usedIDs map[tunnel.KeyID]bool
+	mute    bool               // no records but what the machine asks for
+	keys    func([]tunnel.Key) // sees what the key manager gives
 	trace   func(d []byte)
 	bend    func(*Output)           // plants a bug
 	tamper  func(to *end, d []byte) // sees each datagram that arrives
@@ -448,6 +450,9 @@ func (e *end) request(r KeyRequest) {
 		if st.mute {
 			(&KeyAnswer{Keys: a.Keys}).clear()
 			a = KeyAnswer{ID: r.ID, Err: tunnel.ErrKeyDown}
+		}
+		if e.keys != nil {
+			e.keys(a.Keys)
 		}
 		if e.life == life {
 			e.step(Input{Keys: &a})
