@@ -166,20 +166,20 @@ type Identity struct {
 
 // Line is one encrypted line to another site.
 type Line struct {
-	// id names the line; both ends use the same, and it stands in the
-	// handshake. Required.
+	// id names the line here, in logs and metrics. Required.
 	ID string `yaml:"id" check:"required,name"`
 	// policy says what an epoch must rest on, and is never lowered by the
 	// peer: qkd-strict (a fresh QKD key in every epoch, else the line blocks)
 	// or pqc-only (no QKD on this line). Required, on both ends the same.
 	Policy string `yaml:"policy" check:"required"`
-	// link_secret is the file of 32 random bytes that both ends share; mode
-	// 0600. Required.
+	// link_secret is the file of 32 random bytes, in base64, that both ends
+	// share; mode 0600. Required.
 	LinkSecret string `yaml:"link_secret" check:"required,path"`
-	// static_key is the file of this end's static X-Wing seed; mode 0600.
-	// Required.
+	// static_key is the file of the 32 random bytes, in base64, that this
+	// end's static key is made of; mode 0600. Required.
 	StaticKey string `yaml:"static_key" check:"required,path"`
-	// peer_bundle is the file that says who the other end is. Required.
+	// peer_bundle is the file that says who the other end is: its static key,
+	// its SAE, and the line's number in the handshake. Required.
 	PeerBundle string `yaml:"peer_bundle" check:"required,path"`
 	// endpoints are the UDP addresses of the two ends. Required; one for now.
 	Endpoints []Endpoint `yaml:"endpoints" check:"required"`

@@ -18,7 +18,7 @@ type keySource struct {
 
 func (s keySource) Status(ctx context.Context, _ tunnel.Use) (tunnel.Stock, error) {
 	st, err := s.client.Status(ctx, s.peer)
-	simulated, _ := st.Extension["simulated"].(bool)
+	simulated, _ := st.Extension["quietline_simulated"].(bool)
 	return tunnel.Stock{Keys: st.StoredKeys, SizeBits: st.KeySizeBits, Simulated: simulated,
 		At: time.Now()}, keyError(err)
 }

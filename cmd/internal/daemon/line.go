@@ -2,8 +2,11 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"os"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/etsi014/identity"
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/bundle"
 	"github.com/quietline/quietline/tunnel/line"
 	"github.com/quietline/quietline/tunnel/rekey"
 	"github.com/quietline/quietline/tunnel/tun"
@@ -95,13 +99,60 @@ func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error
 // Ethernet's.
 const pathMTU = 1500
 
+// ErrBundle: the peer's bundle and the site file do not belong together.
+var ErrBundle = errors.New("peer bundle does not fit the site file")
+
+// maxBundle bounds what is read of a bundle, bytes; bundle has its own bound.
+const maxBundle = 1 << 20
+
 // openMachine reads what the two ends know of each other.
 func openMachine(cfg *config.Line) (*rekey.Machine, error) {
 	policy, err := rekey.ParsePolicy(cfg.Policy)
 	if err != nil {
 		return nil, err
 	}
-	return nil, fmt.Errorf("%v", policy)
+	peer, err := readBundle(cfg)
+	if err != nil {
+		return nil, err
+	}
+	seed, err := bundle.ReadSecret(cfg.StaticKey)
+	if err != nil {
+		return nil, fmt.Errorf("read static key: %w", err)
+	}
+	link, err := bundle.ReadSecret(cfg.LinkSecret)
+	if err != nil {
+		seed.Clear()
+		return nil, fmt.Errorf("read link secret: %w", err)
+	}
+	return rekey.New(rekey.Config{
+		LinkID: peer.LinkID, Suite: peer.Suite, PeerStatic: peer.Static,
+		StaticSeed: seed, LinkSecret: link, Policy: policy,
+		EpochLife: cfg.EpochLife, HoldMax: cfg.HoldMax,
+		// A line that rekeys often also wants to be back soon.
+		ProbeEvery: min(max(cfg.EpochLife, time.Second), 10*time.Second),
+	})
+}
+
+// readBundle reads the peer's bundle and holds it against the site file.
+func readBundle(cfg *config.Line) (*bundle.Bundle, error) {
+	f, err := os.Open(cfg.PeerBundle)
+	if err != nil {
+		return nil, fmt.Errorf("read peer bundle: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxBundle))
+	if err != nil {
+		return nil, fmt.Errorf("read peer bundle: %w", err)
+	}
+	peer, err := bundle.Unmarshal(text)
+	if err != nil {
+		return nil, fmt.Errorf("read peer bundle %s: %w", cfg.PeerBundle, err)
+	}
+	if cfg.Keys != nil && cfg.Keys.PeerSAE != peer.EpochSAE {
+		return nil, fmt.Errorf("%w: it names the SAE %q, keys.peer_sae is %q", ErrBundle,
+			peer.EpochSAE, cfg.Keys.PeerSAE)
+	}
+	return peer, nil
 }
 
 // stockEvery is the time between two looks at the stock. A look costs the key

@@ -10,15 +10,18 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/tunnel/lab"
 )
 
-// TestMain lets a test run Harden in a process of its own: it cannot be undone.
+// TestMain lets a test run Harden in a process of its own, as it cannot be
+// undone, and the others in a lab with TUN devices.
 func TestMain(m *testing.M) {
 	if os.Getenv("QUIETLINE_TEST_HARDEN") != "" {
 		hardened()
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(lab.Main(m))
 }
 
 // hardened prints what a hardened process may still do.
