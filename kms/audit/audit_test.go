@@ -1,0 +1,141 @@
+package audit
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/kms"
+)
+
+var seg = kms.SegmentID{Link: "l", Generation: 2, Number: 9}
+
+// everyChange has each logged Op once, with all its fields set.
+var everyChange = []kms.Change{
+	{Op: kms.OpBoot, Incarnation: 3, Reason: "start"},
+	{Op: kms.OpLink, Segment: kms.SegmentID{Link: "l"}},
+	{Op: kms.OpIngest, Segment: seg, Meta: kms.Segment{ID: seg, State: kms.StateNew,
+		BlockBytes: 1 << 15, SlotBytes: 32, Slots: 1022, Owner: "tokyo", Simulated: true}},
+	{Op: kms.OpConfirm, Segment: seg},
+	{Op: kms.OpGive, Segment: seg, Owner: "kochi"},
+	{Op: kms.OpOpen, Segment: seg, Session: kms.Session{1}},
+	{Op: kms.OpGrant, Segment: seg, Session: kms.Session{1}, Grant: kms.Grant{First: 1, Slots: 4,
+		SizeBits: 512, Initiator: "a", Targets: []etsi014.SAEID{"b", "c"}}},
+	{Op: kms.OpClaim, Segment: seg, Session: kms.Session{1}, First: 1, Slots: 2,
+		Role: kms.RoleInitiator, SAE: "a"},
+	{Op: kms.OpExpire, Segment: seg, Session: kms.Session{1}, First: 1, Slots: 2, Role: 1, SAE: "c"},
+	{Op: kms.OpClose, Segment: seg},
+	{Op: kms.OpFinish, Segment: seg},
+	{Op: kms.OpVoid, Segment: seg, Reason: "restart"},
+	{Op: kms.OpNote, Memory: kms.Memory{Peer: "kochi"}, SAE: "a", Reason: "refused", Count: 7},
+}
+
+type book map[Commitment]etsi014.SAEID
+
+func (b book) names(n etsi014.SAEID) (Commitment, error) {
+	c := Commit(Salt{7}, n)
+	b[c] = n
+	return c, nil
+}
+
+func (b book) reveal(c Commitment) (etsi014.SAEID, bool) { n, ok := b[c]; return n, ok }
+
+func TestEveryChangeComesBack(t *testing.T) {
+	names := book{}
+	unlogged := []kms.Change{{Op: kms.OpRemember}, {Op: kms.OpTally}}
+	at := time.Date(2026, 11, 21, 1, 2, 3, 4, time.UTC)
+	entry, next, err := Append(kms.Position{Length: 4, Hash: [32]byte{1}}, at,
+		append(unlogged, everyChange...), names.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := Parse(kms.Position{Length: 4, Hash: [32]byte{1}}, entry, names.reveal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := kms.Record{Position: next, At: at, Changes: everyChange}
+	if diff := cmp.Diff(want, rec); diff != "" {
+		t.Errorf("record changed on the way (-want +got):\n%s", diff)
+	}
+	if hash, ok := HashOf(entry); !ok || hash != next.Hash {
+		t.Errorf("HashOf = %x, %v", hash, ok)
+	}
+}
+
+func TestForgottenNameStillVerifies(t *testing.T) {
+	names := book{}
+	entry, _, err := Append(kms.Position{}, time.Now(), everyChange, names.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clear(names)
+	rec, err := Parse(kms.Position{}, entry, names.reveal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rec.Changes[6].Grant.Initiator != "" {
+		t.Errorf("a forgotten name came back: %q", rec.Changes[6].Grant.Initiator)
+	}
+}
+
+func TestEveryFlippedBitIsFound(t *testing.T) {
+	names := book{}
+	entry, _, err := Append(kms.Position{}, time.Unix(1, 0), everyChange, names.names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bit := range 8 * len(entry) {
+		entry[bit/8] ^= 1 << (bit % 8)
+		if _, err := Parse(kms.Position{}, entry, names.reveal); !errors.Is(err, kms.ErrCorrupt) {
+			t.Fatalf("bit %d flipped: Parse = %v, want ErrCorrupt", bit, err)
+		}
+		entry[bit/8] ^= 1 << (bit % 8)
+	}
+}
+
+func TestOrderIsChained(t *testing.T) {
+	names := book{}
+	var at kms.Position
+	var entries [][]byte
+	var before []kms.Position
+	for i := range 4 {
+		note := []kms.Change{{Op: kms.OpNote, Reason: fmt.Sprint(i)}}
+		before = append(before, at)
+		e, next, err := Append(at, time.Unix(int64(i), 0), note, names.names)
+		if err != nil {
+			t.Fatal(err)
+		}
+		entries, at = append(entries, e), next
+	}
+	for i := range entries {
+		for j := range before {
+			_, err := Parse(before[j], entries[i], nil)
+			if (err == nil) != (i == j) {
+				t.Errorf("entry %d after position %d: %v", i, before[j].Length, err)
+			}
+		}
+	}
+}
+
+func TestUnknownOpIsRefused(t *testing.T) {
+	_, _, err := Append(kms.Position{}, time.Now(), []kms.Change{{Op: 200}}, book{}.names)
+	if !errors.Is(err, kms.ErrChange) {
+		t.Errorf("Append = %v, want ErrChange", err)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	names := book{}
+	entry, _, err := Append(kms.Position{}, time.Unix(1, 0), everyChange, names.names)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(entry[:len(entry)-hashSize])
+	f.Fuzz(func(t *testing.T, body []byte) {
+		sum := link([32]byte{}, 1, body) // a good hash, so that the fields are read
+		_, _ = Parse(kms.Position{}, append(body[:len(body):len(body)], sum[:]...), names.reveal)
+	})
+}

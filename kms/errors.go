@@ -1,0 +1,74 @@
+package kms
+
+import (
+	"errors"
+
+	"github.com/quietline/quietline/etsi014"
+)
+
+// Opening a store or its keys.
+var (
+	// ErrLocked: another process has the store open.
+	ErrLocked = errors.New("store is open in another process")
+	// ErrNewer: a newer Quietline wrote the store; this one must not touch it.
+	ErrNewer = errors.New("store has a newer schema")
+	// ErrCorrupt: stored bytes are not what was written.
+	ErrCorrupt = errors.New("stored bytes are damaged")
+	// ErrRootKey: the root key does not open this KME's keys.
+	ErrRootKey = errors.New("root key does not fit")
+	// ErrForeign: the store belongs to another KME.
+	ErrForeign = errors.New("store belongs to another KME")
+)
+
+// Refusals of a commit: nothing was stored and the store goes on.
+var (
+	// ErrFenced: another writer has taken over.
+	ErrFenced = errors.New("writer is fenced off")
+	// ErrClaimed: a slot was claimed before in that role.
+	ErrClaimed = errors.New("slot is claimed already")
+	// ErrState: the segment's state does not allow the change.
+	ErrState = errors.New("segment state does not allow this")
+	// ErrSession: the segment was opened under another session.
+	ErrSession = errors.New("segment is open under another session")
+	// ErrGrant: no grant covers the slots for that SAE, or grants overlap.
+	ErrGrant = errors.New("slots are not granted so")
+	// ErrNoSegment: the segment is not here (never, or no longer).
+	ErrNoSegment = errors.New("segment is not here")
+	// ErrSeen: a block of this number was ingested before.
+	ErrSeen = errors.New("block number was seen before")
+	// ErrChange: the change itself makes no sense.
+	ErrChange = errors.New("change is not valid")
+)
+
+// ErrStopped: a write failed earlier; nothing is certain until a restart.
+var ErrStopped = errors.New("store has stopped after a failed write")
+
+// refusals are the errors after which a store is as it was before.
+var refusals = []error{
+	ErrFenced, ErrClaimed, ErrState, ErrSession, ErrGrant, ErrNoSegment, ErrSeen, ErrChange,
+}
+
+// Refused tells whether err is a store's refusal: nothing was stored.
+func Refused(err error) bool {
+	for _, r := range refusals {
+		if errors.Is(err, r) {
+			return true
+		}
+	}
+	return false
+}
+
+// refusalReason is the audit log's word for a request that was turned away;
+// empty for anything else.
+func refusalReason(err error) string {
+	switch {
+	case errors.Is(err, etsi014.ErrDenied):
+		return "denied"
+	case errors.Is(err, etsi014.ErrUnknownKey):
+		return "unknown key"
+	case errors.Is(err, etsi014.ErrRequest), errors.Is(err, etsi014.ErrSize),
+		errors.Is(err, etsi014.ErrMandatory):
+		return "bad request"
+	}
+	return ""
+}

@@ -1,0 +1,450 @@
+package peer
+
+import (
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/kms"
+)
+
+// Bounds of what is granted ahead of demand (rule 6).
+const (
+	aheadMost = 256              // keys a shape
+	aheadIdle = 60 * time.Second // a shape so long undrawn gets none
+	rateTime  = 10 * time.Second // over which demand is averaged
+	wantEvery = time.Second      // between two WANTs
+)
+
+// shape is one kind of request: who draws for whom, and what size. Grants are
+// made for a shape.
+type shape struct {
+	initiator etsi014.SAEID
+	targets   []etsi014.SAEID
+	sizeBits  int
+	per       int // slots a key
+	ahead     bool
+	key       string
+
+	grants []*grant
+	free   int // keys granted, acknowledged, not drawn
+	coming int // keys granted, not yet acknowledged
+	wanted int // keys that waiting draws lack
+
+	rate   float64 // keys a second
+	drawAt time.Duration
+	asked  time.Duration // last GRANT
+}
+
+// draw is a request that waits for its grant.
+type draw struct {
+	Draw
+	shape *shape
+	r     *remote
+}
+
+// draw serves a request for new keys: at once from acknowledged grants, or
+// after a round trip.
+func (m *Machine) draw(in Draw) {
+	r, err := m.route(in)
+	if err != nil {
+		m.answer(Answer{Ticket: in.Ticket, Err: err})
+		return
+	}
+	sh := r.shape(in, m.cfg.KeySizeBits)
+	sh.demand(m.now, in.Number)
+	d := &draw{Draw: in, shape: sh, r: r}
+	m.waiting[in.Ticket] = d
+	r.queue = append(r.queue, d)
+	sh.wanted += in.Number
+	m.pump(r)
+	m.grantAhead(r, sh)
+}
+
+// route finds the peer that serves the targets we do not.
+func (m *Machine) route(in Draw) (*remote, error) {
+	var r *remote
+	for _, t := range in.Targets {
+		at, ok := m.cfg.SAEs[t]
+		switch {
+		case !ok:
+			return nil, &etsi014.Error{Kind: etsi014.ErrRequest, Message: "unknown slave SAE"}
+		case at == m.cfg.KME:
+		case m.peers[at] == nil:
+			return nil, &etsi014.Error{Kind: etsi014.ErrRequest,
+				Message: "no link leads to the slave SAE's KME"}
+		case r != nil && r != m.peers[at]:
+			return nil, &etsi014.Error{Kind: etsi014.ErrRequest,
+				Message: "slave SAEs at more than one other KME are not supported"}
+		default:
+			r = m.peers[at]
+		}
+	}
+	if r == nil {
+		return nil, &etsi014.Error{Kind: etsi014.ErrRequest,
+			Message: "keys between two SAEs of the same KME are not supported"}
+	}
+	return r, nil
+}
+
+// shapeKey names a shape: SAE IDs hold no zero byte.
+func shapeKey(in Draw) string {
+	var b strings.Builder
+	b.WriteString(strconv.Itoa(in.SizeBits))
+	b.WriteByte(0)
+	b.WriteString(string(in.Initiator))
+	for _, s := range in.Targets {
+		b.WriteByte(0)
+		b.WriteString(string(s))
+	}
+	return b.String()
+}
+
+func (r *remote) shape(in Draw, readySize int) *shape {
+	key := shapeKey(in)
+	sh := r.shapes[key]
+	if sh == nil {
+		sh = &shape{initiator: in.Initiator, targets: slices.Clone(in.Targets),
+			sizeBits: in.SizeBits, per: kms.KeySlots(in.SizeBits, SlotBytes), key: key,
+			ahead: in.SizeBits == readySize && len(in.Targets) == 1}
+		r.shapes[key] = sh
+	}
+	return sh
+}
+
+// demand averages how many keys a second are asked for.
+func (sh *shape) demand(now time.Duration, n int) {
+	dt := (now - sh.drawAt).Seconds()
+	sh.rate = sh.rate*math.Exp(-dt/rateTime.Seconds()) + float64(n)/rateTime.Seconds()
+	sh.drawAt = now
+}
+
+// target is how many keys the shape should have granted and undrawn.
+func (sh *shape) target(now, rtt time.Duration) int {
+	if !sh.ahead || now >= sh.drawAt+aheadIdle {
+		return 0
+	}
+	return min(max(1, int(math.Ceil(sh.rate*2*rtt.Seconds()))), aheadMost)
+}
+
+// room is how many keys of per slots the open segments of a peer can still
+// grant; closed is how many its confirmed ones would.
+func (r *remote) room(per int) (open, closed int) {
+	for _, l := range r.links {
+		for _, s := range l.open {
+			if s.acked {
+				open += s.room(per)
+			} else {
+				closed += s.room(per)
+			}
+		}
+		if l.idAgreed {
+			for _, s := range l.mine {
+				closed += s.Slots / per
+			}
+		}
+	}
+	return open, closed
+}
+
+// pump serves waiting draws from what is granted, and grants and opens what
+// they lack. It is run after everything that may have changed that.
+func (m *Machine) pump(r *remote) {
+	m.serve(r)
+	if r.up() {
+		m.grantWanted(r)
+	}
+	m.failShort(r)
+	if r.up() {
+		m.openAhead(r)
+	}
+}
+
+// serve answers every waiting draw that acknowledged grants cover, in order of
+// arrival for each shape.
+func (m *Machine) serve(r *remote) {
+	var blocked []*shape
+	for i := 0; i < len(r.queue); {
+		d := r.queue[i]
+		if d.shape.free < d.Number || slices.Contains(blocked, d.shape) {
+			blocked = append(blocked, d.shape)
+			i++
+			continue
+		}
+		r.queue = slices.Delete(r.queue, i, i+1)
+		delete(m.waiting, d.Ticket)
+		d.shape.wanted -= d.Number
+		m.answer(Answer{Ticket: d.Ticket, Keys: m.claim(d)})
+	}
+}
+
+// claim draws a request's keys from its shape's grants, oldest first.
+func (m *Machine) claim(d *draw) []KeyRef {
+	keys := make([]KeyRef, 0, d.Number)
+	sh := d.shape
+	for _, g := range slices.Clone(sh.grants) {
+		n := min(d.Number-len(keys), g.keys-g.drawn)
+		if !g.acked || n <= 0 {
+			continue
+		}
+		s := g.seg
+		m.change(kms.Change{Op: kms.OpClaim, Segment: s.ID, Session: s.Session,
+			First: g.slot(g.drawn), Slots: n * g.per, Role: kms.RoleInitiator, SAE: g.Initiator})
+		for k := g.drawn; k < g.drawn+n; k++ {
+			keys = append(keys, g.ref(m.id(g, k), k))
+			m.consume(g, true)
+		}
+		m.list(g, g.drawn, g.drawn+n)
+		g.drawn += n
+		sh.free -= n
+		if g.ready {
+			s.link.remote.ready -= n * g.per
+		}
+		s.drawAt = m.now
+		m.retain(g)
+		if g.drawn == g.keys {
+			sh.grants = slices.DeleteFunc(sh.grants, func(o *grant) bool { return o == g })
+			m.closeIfDone(s)
+		}
+		if len(keys) == d.Number {
+			break
+		}
+	}
+	return keys
+}
+
+// grantWanted grants what waiting draws lack, and opens segments for what does
+// not fit the open ones.
+func (m *Machine) grantWanted(r *remote) {
+	for _, d := range r.queue {
+		sh := d.shape
+		if lack := sh.wanted - sh.free - sh.coming; lack > 0 {
+			lack -= m.grantKeys(r, sh, lack, false)
+			if lack > 0 {
+				m.openFor(r, sh.per, lack)
+			}
+		}
+	}
+}
+
+// grantKeys grants up to n keys from open segments, oldest first, and returns
+// how many.
+func (m *Machine) grantKeys(r *remote, sh *shape, n int, ready bool) int {
+	done := 0
+	for _, l := range r.links {
+		for _, s := range l.open {
+			if k := min(n-done, s.room(sh.per)); s.acked && k > 0 {
+				m.makeGrant(sh, s, k, ready)
+				done += k
+			}
+		}
+	}
+	return done
+}
+
+// openFor opens as many segments as lack keys need, counting those on their
+// way; one at a time per link when one is enough.
+func (m *Machine) openFor(r *remote, per, lack int) {
+	for _, l := range r.links {
+		for _, s := range l.open {
+			if !s.acked {
+				lack -= s.Slots / per
+			}
+		}
+	}
+	for _, l := range r.links {
+		for lack > 0 && l.idAgreed && len(l.mine) > 0 {
+			lack -= l.mine[0].Slots / per
+			m.openNext(l)
+		}
+	}
+}
+
+// failShort answers draws that the stock cannot cover, newest first, so that
+// those that came before are not starved by what came after.
+func (m *Machine) failShort(r *remote) {
+	for i := len(r.queue) - 1; i >= 0; i-- {
+		d := r.queue[i]
+		sh := d.shape
+		have := sh.free
+		if r.up() {
+			open, closed := r.room(sh.per)
+			have += sh.coming + open + closed
+		}
+		if sh.wanted <= have {
+			continue
+		}
+		missing := min(sh.wanted-have, d.Number) * sh.sizeBits
+		m.failDraw(d, shortage(missing, r))
+		m.want(r)
+	}
+}
+
+// shortage is the answer when there is not enough key: how much is missing,
+// and when to ask again.
+func shortage(missingBits int, r *remote) error {
+	e := &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: time.Second,
+		Details: []map[string]string{{"missing_bits": strconv.Itoa(missingBits)}}}
+	if !r.up() {
+		e.Details = append(e.Details, map[string]string{"peer_kme": "not there: " + r.reason})
+		e.RetryAfter = 5 * time.Second
+	}
+	return e
+}
+
+// want asks the peer for segments of its own, for we have none to draw.
+func (m *Machine) want(r *remote) {
+	if !r.up() || m.now < r.wantAt {
+		return
+	}
+	r.wantAt = m.now + wantEvery
+	for _, l := range r.links {
+		if len(l.mine) == 0 {
+			m.send(r, message{kind: kWant, id: kms.SegmentID{Link: l.ID}, count: wantCount})
+		}
+	}
+}
+
+// wantCount is how many segments one WANT asks for: with the giver's rule of
+// half of its own, a few calls even out any imbalance.
+const wantCount = 16
+
+// grantAhead keeps grants ready for a shape in demand; those of all shapes are
+// at most a quarter of what we can draw.
+func (m *Machine) grantAhead(r *remote, sh *shape) {
+	target := sh.target(m.now, r.rtt)
+	have := sh.free + sh.coming - sh.wanted
+	if !r.up() || have >= target {
+		return
+	}
+	stock := 0
+	for _, l := range r.links {
+		stock += l.mineSlots
+		for _, s := range l.open {
+			stock += s.left
+		}
+	}
+	if n := min(2*target-have, aheadMost, (stock/4-r.ready)/sh.per); n > 0 {
+		m.grantKeys(r, sh, n, true)
+	}
+}
+
+// openAhead opens the next segment before the last open one is used up, once
+// somebody draws and the session is not fresh: a KME that restarts in a loop
+// must not burn a segment each time.
+func (m *Machine) openAhead(r *remote) {
+	drawn := false
+	for _, sh := range r.shapes {
+		drawn = drawn || m.now < sh.drawAt+aheadIdle && sh.drawAt > 0
+	}
+	if !drawn || m.now < r.upSince+openAheadAge {
+		return
+	}
+	for _, l := range r.links {
+		room, size := 0, 0
+		for _, s := range l.open {
+			room += s.Slots - s.next
+			size = max(size, s.Slots)
+		}
+		if l.idAgreed && len(l.mine) > 0 && room*4 < max(size, 1) {
+			m.openNext(l)
+		}
+	}
+}
+
+// failDraw answers a waiting draw with an error.
+func (m *Machine) failDraw(d *draw, err error) {
+	delete(m.waiting, d.Ticket)
+	d.r.queue = slices.DeleteFunc(d.r.queue, func(o *draw) bool { return o == d })
+	d.shape.wanted -= d.Number
+	m.answer(Answer{Ticket: d.Ticket, Err: err})
+}
+
+// failWaiting answers every draw that waits for a peer who went away.
+func (m *Machine) failWaiting(r *remote) {
+	for _, d := range slices.Clone(r.queue) {
+		m.failDraw(d, &etsi014.Error{Kind: etsi014.ErrDown, RetryAfter: time.Second,
+			Message: "the peer KME went away"})
+	}
+}
+
+// fetch hands keys to a target: rule 8, all or nothing.
+func (m *Machine) fetch(in Fetch) {
+	type part struct {
+		keyAt
+		role *role
+	}
+	parts := make([]part, 0, len(in.IDs))
+	var err error
+	for _, id := range in.IDs {
+		at, ok := m.index[id]
+		if !ok {
+			err = etsi014.ErrUnknownKey
+			continue
+		}
+		ro := at.grant.roleOf(in.Target)
+		if ro == nil || at.grant.Initiator != in.Initiator {
+			m.answer(Answer{Ticket: in.Ticket, Err: etsi014.ErrDenied})
+			return
+		}
+		if ro.done.Get(at.key) {
+			err = etsi014.ErrUnknownKey
+		}
+		parts = append(parts, part{at, ro})
+	}
+	for i := range parts { // an ID named twice is fetched already the second time
+		for j := range i {
+			if parts[i].keyAt == parts[j].keyAt {
+				err = etsi014.ErrUnknownKey
+			}
+		}
+	}
+	if err != nil {
+		m.answer(Answer{Ticket: in.Ticket, Err: err})
+		return
+	}
+	keys := make([]KeyRef, 0, len(parts))
+	for i, p := range parts {
+		g := p.grant
+		keys = append(keys, g.ref(in.IDs[i], p.key))
+		if p.key >= g.drawn { // it was drawn, and with it all before: a watermark
+			g.drawn = p.key + 1
+			m.retain(g)
+		}
+		m.claimFetched(g, p.role, p.key)
+	}
+	m.answer(Answer{Ticket: in.Ticket, Keys: keys})
+	for _, p := range parts {
+		m.closeIfDone(p.grant.seg)
+	}
+}
+
+// claimFetched claims one key for a target; neighbours share a change.
+func (m *Machine) claimFetched(g *grant, ro *role, key int) {
+	s := g.seg
+	if n := len(m.out.Changes); n > 0 {
+		c := &m.out.Changes[n-1]
+		if c.Op == kms.OpClaim && c.Segment == s.ID && c.Role == ro.place &&
+			c.First+c.Slots == g.slot(key) && c.First >= g.First {
+			c.Slots += g.per
+			m.take(g, ro, key, true)
+			return
+		}
+	}
+	m.change(kms.Change{Op: kms.OpClaim, Segment: s.ID, Session: s.Session, First: g.slot(key),
+		Slots: g.per, Role: ro.place, SAE: g.Targets[ro.place]})
+	m.take(g, ro, key, true)
+}
+
+// roleOf is the target's role in the grant, nil if it is not served here as one.
+func (g *grant) roleOf(sae etsi014.SAEID) *role {
+	for i := range g.roles {
+		if g.Targets[g.roles[i].place] == sae {
+			return &g.roles[i]
+		}
+	}
+	return nil
+}
