@@ -170,6 +170,9 @@ func (h *Handler) answer(x *exchange) (answer, error) {
 		return answer{}, &Error{Kind: ErrDenied, Cause: err}
 	}
 	x.who, x.profile = who, h.cfg.Profile(who.SAE)
+	if x.r.URL.Path == OpenAPIPath {
+		return describe(x)
+	}
 	c, peer, ok := splitPath(x.r.URL)
 	if !ok {
 		return answer{}, errPath
