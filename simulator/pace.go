@@ -9,8 +9,8 @@ const tick = 20 * time.Millisecond
 // keep up loses pulses instead of queueing them.
 const maxLag = 100 * time.Millisecond
 
-// maxWindowPulses bounds the pulses a window is expected to carry, so that a
-// window stays far below maxFrame.
+// maxWindowPulses is about how many pulses a window may carry: a tenth of
+// maxFrame's bytes, so that no fluctuation reaches it.
 const maxWindowPulses = 1 << 18
 
 // pacer turns time into slots at the clock rate.
@@ -28,7 +28,7 @@ func newPacer(hz, gain float64) *pacer {
 	if gain > 0 {
 		limit = min(limit, maxWindowPulses/gain)
 	}
-	return &pacer{hz: hz, limit: max(limit, 1)}
+	return &pacer{hz: hz, limit: limit + 1} // one for the fraction left over
 }
 
 // due returns the slots that passed since the last call, at most the limit;

@@ -76,15 +76,15 @@ func bench() Preset {
 		Description: "two ends on one optical table, for tests",
 		Sources:     "none: little loss and detectors with little noise, chosen for short tests",
 		Link: optics.Link{
-			ClockHz:     20e6,
-			Intensities: []optics.Intensity{{Mu: 0.45, Prob: 0.4}, {Mu: 0.15, Prob: 0.6}},
-			KeyBasis:    0.7,
+			ClockHz:     10e6,
+			Intensities: []optics.Intensity{{Mu: 0.4, Prob: 0.4}, {Mu: 0.15, Prob: 0.6}},
+			KeyBasis:    0.65,
 			Fibre:       optics.Fibre{ExtraLossDB: 1},
 			Detectors: optics.Detectors{
 				Efficiency: 0.2, DarkCount: 1e-6, Misalignment: 0.01,
 			},
 		},
-		BlockBits: 1 << 17,
+		BlockBits: 1 << 16,
 	}
 }
 

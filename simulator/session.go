@@ -66,18 +66,21 @@ func (s *session) deliver(ctx context.Context, b batch, alive func() error) erro
 func (e *End) runSessions(ctx context.Context) error {
 	pause := retry
 	for ctx.Err() == nil {
-		began := time.Now()
 		conn, err := e.cfg.Classical.Conn(ctx)
-		if err == nil {
-			err = e.runSession(ctx, conn)
+		if err != nil {
+			e.cfg.Log.Debug("classical channel is down", "err", err)
+			sleep(ctx, retry)
+			continue
 		}
+		began := time.Now()
+		err = e.runSession(ctx, conn)
 		if ctx.Err() != nil {
 			break
 		}
 		if f, ok := errors.AsType[stateError](err); ok {
 			return f.err
 		}
-		e.cfg.Log.Warn("session ended", "err", err)
+		e.cfg.Log.Warn("session ended", "addr", conn.RemoteAddr().String(), "err", err)
 		e.stop(err)
 		if time.Since(began) > 10*maxBackoff {
 			pause = retry
@@ -211,7 +214,7 @@ func (d *distiller) agree() error {
 	}
 	d.source = optics.NewSource(d.end.cfg.Preset.Link, d.end.seeds.Own, g)
 	d.session.generation.Store(g)
-	d.end.cfg.Log.Info("session began", "generation", g)
+	d.end.cfg.Log.Info("session began")
 	return nil
 }
 

@@ -2,9 +2,9 @@
 // one at each site, whose raw detections are distilled as a real device's are.
 //
 // The main type is [End]. It joins one end's optics (simulator/optics) to its
-// distillation (hw/distill), and keeps the finished blocks in memory until the
-// key manager has acknowledged them. A [Preset] describes the link; both ends
-// must have the same.
+// distillation (hw/distill), and keeps the finished blocks in memory until they
+// are fetched: it is a Source for Serve of hw/socket, which hands them to the
+// key manager. A [Preset] describes the link; both ends must have the same.
 //
 // # Two connections
 //
@@ -78,8 +78,8 @@ type Config struct {
 	// Eve, alice only, is the fraction of pulses that an eavesdropper
 	// intercepts from the start, 0 to 1.
 	Eve float64
-	// SpoolBytes bounds the secret bytes that wait for the key manager;
-	// 0 means DefaultSpoolBytes.
+	// SpoolBytes bounds the secret bytes that wait to be fetched; reached, the
+	// end stops distilling. 0 means DefaultSpoolBytes.
 	SpoolBytes int
 	// Seeds make a run repeat itself; nil draws new ones from crypto/rand,
 	// and nothing else is safe outside of tests.
@@ -220,20 +220,11 @@ func (e *End) Describe() hw.Info {
 	}
 }
 
-// ReadBlock waits for the next block and fills b; the caller owns b.Bits. One
-// goroutine may call it at a time.
-func (e *End) ReadBlock(ctx context.Context, b *hw.Block) error { return e.spool.read(ctx, b) }
+// Next waits for the next block and hands it over: the caller owns it and
+// keeps it until the key manager has acknowledged it, as hw/socket.Serve does.
+// Blocks that were not handed over when Run returns are wiped.
+func (e *End) Next(ctx context.Context) (hw.Block, error) { return e.spool.take(ctx) }
 
-// Ack forgets a block. One that is not there was acknowledged before.
-func (e *End) Ack(_ context.Context, generation, seq uint64) error {
-	e.spool.ack(generation, seq)
-	return nil
-}
-
-// Rewind makes ReadBlock begin again with the oldest unacknowledged block: a
-// new reader has come.
-func (e *End) Rewind() { e.spool.rewind() }
-
-// Events waits for the next alarm or the next of the reports that are made
+// NextEvent waits for the next alarm or the next of the reports that are made
 // each second. A reader that is slow loses reports, and of alarms the oldest.
-func (e *End) Events(ctx context.Context) (hw.Event, error) { return e.events.next(ctx) }
+func (e *End) NextEvent(ctx context.Context) (hw.Event, error) { return e.events.next(ctx) }

@@ -5,19 +5,17 @@ import (
 	"sync"
 
 	"github.com/quietline/quietline/hw"
-	"github.com/quietline/quietline/secret"
 )
 
-// spool keeps finished blocks in memory until they are acknowledged, in the
-// order they were made. Safe for concurrent use.
+// spool keeps finished blocks in memory until the key manager's side takes
+// them, in the order they were made. Safe for concurrent use.
 type spool struct {
 	limit int // bytes; reached, the end stops distilling
 
 	mu     sync.Mutex
-	blocks []hw.Block    // unacknowledged; the spool owns their Bits
-	next   int           // index of the first block not yet read
+	blocks []hw.Block    // the spool owns their Bits
 	bytes  int           // of all Bits
-	more   chan struct{} // closed and renewed when a block comes or next goes back
+	more   chan struct{} // closed and renewed when a block comes
 }
 
 func newSpool(limit int) *spool { return &spool{limit: limit, more: make(chan struct{})} }
@@ -29,63 +27,34 @@ func (s *spool) put(b hw.Block) {
 	defer s.mu.Unlock()
 	s.blocks = append(s.blocks, b)
 	s.bytes += b.Bits.Len()
-	s.wake()
-}
-
-func (s *spool) wake() {
 	close(s.more)
 	s.more = make(chan struct{})
 }
 
-// read waits for a block that was not read since the last rewind and fills b
-// with a copy, whose Bits the caller owns.
-func (s *spool) read(ctx context.Context, b *hw.Block) error {
+// take waits for the oldest block and gives it away. A block is not lost when
+// ctx ends.
+func (s *spool) take(ctx context.Context) (hw.Block, error) {
 	for {
 		s.mu.Lock()
-		if s.next < len(s.blocks) {
-			*b = s.blocks[s.next]
-			b.Bits = secret.Copy(b.Bits.Expose())
-			s.next++
+		if ctx.Err() == nil && len(s.blocks) > 0 {
+			b := s.blocks[0]
+			s.blocks[0] = hw.Block{}
+			s.blocks = s.blocks[1:]
+			s.bytes -= b.Bits.Len()
 			s.mu.Unlock()
-			return nil
+			return b, nil
 		}
 		more := s.more
 		s.mu.Unlock()
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return ctx.Err()
+			return hw.Block{}, ctx.Err()
 		}
 	}
 }
 
-// ack forgets a block; one that is not there was acknowledged before.
-func (s *spool) ack(generation, seq uint64) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i, b := range s.blocks {
-		if b.Generation != generation || b.Seq != seq {
-			continue
-		}
-		s.bytes -= b.Bits.Len()
-		b.Bits.Clear()
-		s.blocks = append(s.blocks[:i], s.blocks[i+1:]...)
-		if i < s.next {
-			s.next--
-		}
-		return
-	}
-}
-
-// rewind offers every unacknowledged block again.
-func (s *spool) rewind() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next = 0
-	s.wake()
-}
-
-// size is the number of unacknowledged blocks and of their bytes.
+// size is the number of blocks and of their bytes.
 func (s *spool) size() (blocks, bytes int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,5 +73,5 @@ func (s *spool) clear() {
 	for _, b := range s.blocks {
 		b.Bits.Clear()
 	}
-	s.blocks, s.next, s.bytes = nil, 0, 0
+	s.blocks, s.bytes = nil, 0
 }

@@ -30,7 +30,7 @@ type Stats struct {
 	// which is -1 before the first. Total adds up all sessions since New.
 	Session                 distill.Stats
 	Total                   Totals
-	SpoolBlocks, SpoolBytes int // finished and not yet acknowledged
+	SpoolBlocks, SpoolBytes int // finished and not yet fetched
 }
 
 // Totals of an end since New.
