@@ -65,8 +65,7 @@ type Link struct {
 	Up     bool     `json:"up"`
 	Reason string   `json:"reason,omitempty"`
 	QBER   *float64 `json:"qber"`
-	// SiftedRate and SecretRate are bits per second, as the device says.
-	SiftedRate *float64 `json:"sifted_bps"`
+	// SecretRate is bits per second, as the device says.
 	SecretRate *float64 `json:"secret_bps"`
 	// Drawable is what this side's initiators could draw now, bits; Stored is
 	// all that is here, bits. The other four are the ledger, bits, of which

@@ -13,7 +13,6 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
-	"github.com/quietline/quietline/hw"
 	"github.com/quietline/quietline/hw/distill"
 	"github.com/quietline/quietline/hw/socket"
 	"github.com/quietline/quietline/secret"
@@ -63,22 +62,9 @@ func Sim(ctx context.Context, env Env, link *config.Link) error {
 	stack.add(func() { _ = listener.Close() })
 	log.Warn("simulated link: its keys protect nothing", "role", s.Role, "preset", s.Preset)
 	return together(ctx, append(parts, end.Run, func(ctx context.Context) error {
-		return socket.Serve(ctx, listener, device{end})
+		return socket.Serve(ctx, listener, end)
 	})...)
 }
-
-// device is an end as the driver's socket sees it: the socket keeps blocks until
-// the key manager has acknowledged them, so the end may forget them.
-type device struct{ *simulator.End }
-
-func (d device) Next(ctx context.Context) (b hw.Block, err error) {
-	if err = d.ReadBlock(ctx, &b); err == nil {
-		err = d.Ack(ctx, b.Generation, b.Seq)
-	}
-	return b, err
-}
-
-func (d device) NextEvent(ctx context.Context) (hw.Event, error) { return d.Events(ctx) }
 
 // openEnd makes the end of the link; what it opens goes on the stack.
 func openEnd(env Env, link *config.Link, log *slog.Logger, stack *closers) (*simulator.End, error) {

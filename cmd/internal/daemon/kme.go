@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/cmd/internal/control"
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/etsi014/identity"
+	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/node"
+)
+
+// ErrNoKME: the site file has no key manager.
+var ErrNoKME = errors.New("the site file has no kme")
+
+// KME runs the site's key manager until ctx ends. It returns an error when the
+// key manager had to stop, for one when its store failed: a key manager that
+// cannot write what it has given out must not give out more.
+func KME(ctx context.Context, env Env) error {
+	k := env.Site.KME
+	if k == nil {
+		return ErrNoKME
+	}
+	if err := openState(env.Site.State); err != nil {
+		return err
+	}
+	var m keyManager // set before the control door answers
+	parts, closeDoors, err := env.doors(k.ID, k.Control, k.Metrics,
+		control.Door{Status: func() control.Status { return m.status() }})
+	if err != nil {
+		return err
+	}
+	var stack closers
+	stack.add(closeDoors)
+	defer stack.close()
+	if err := m.open(env, &stack); err != nil {
+		return err
+	}
+	env.Log.Info("key manager begins", "kme", k.ID, "addr", m.listener.Addr().String())
+	return together(ctx, append(parts, m.run)...)
+}
+
+// keyManager is the node with its ETSI 014 door.
+type keyManager struct {
+	node     *node.Node
+	server   *http.Server
+	listener net.Listener
+}
+
+// open opens store, devices and doors; what it opens goes on the stack.
+func (m *keyManager) open(env Env, stack *closers) error {
+	live, err := identity.Open(doorIdentity(env.Site))
+	if err != nil {
+		return fmt.Errorf("open door: %w", err)
+	}
+	cfg, err := nodeConfig(env, stack)
+	if err != nil {
+		return err
+	}
+	if m.node, err = node.Open(cfg); err != nil {
+		return err
+	}
+	stack.add(func() {
+		if err := m.node.Close(); err != nil {
+			env.Log.Error("key manager's store did not close", "err", err)
+		}
+	})
+	handler, err := etsi014.NewHandler(etsi014.HandlerConfig{KME: m.node.KME(),
+		Identify: live.Identify, Log: env.Log})
+	if err != nil {
+		return err
+	}
+	m.server = etsi014.NewServer(handler, live.Server(), env.Log)
+	m.listener, err = net.Listen("tcp", env.Site.KME.Listen)
+	if err != nil {
+		return fmt.Errorf("open door: %w", err)
+	}
+	stack.add(func() { _ = m.listener.Close() })
+	return nil
+}
+
+// doorIdentity says which certificates belong to the SAEs of this site.
+func doorIdentity(s *config.Site) identity.Config {
+	k := s.KME
+	cfg := identity.Config{Pairs: []identity.Pair{{Cert: k.Certificate, Key: k.Key}}, CA: k.ClientCA}
+	for _, a := range s.SAEs {
+		if a.KME != k.ID {
+			continue
+		}
+		rule := identity.Rule{SAE: etsi014.SAEID(a.ID)}
+		switch id := a.Identity; {
+		case id.URI != "":
+			rule.By, rule.Value = identity.ByURI, id.URI
+		case id.DNS != "":
+			rule.By, rule.Value = identity.ByDNS, id.DNS
+		case id.CN != "":
+			rule.By, rule.Value = identity.ByCN, id.CN
+		default:
+			rule.By, rule.Value = identity.ByPin, id.Pin
+		}
+		cfg.Rules = append(cfg.Rules, rule)
+	}
+	return cfg
+}
+
+// nodeConfig puts the site file into the node's words and opens the drivers,
+// which the node closes.
+func nodeConfig(env Env, stack *closers) (node.Config, error) {
+	s, k := env.Site, env.Site.KME
+	cfg := node.Config{
+		KME: etsi014.KMEID(k.ID), Dir: filepath.Join(s.State, "kme"), RootKey: k.RootKey,
+		Lab: s.Lab, Listen: k.PeerListen, Logger: env.Log,
+		TLS: node.TLSFiles{Cert: k.PeerCertificate, Key: k.PeerKey, CA: k.PeerCA},
+	}
+	for _, p := range s.Peers {
+		cfg.Peers = append(cfg.Peers, node.Peer{ID: etsi014.KMEID(p.KME), Addr: p.Address})
+	}
+	for _, a := range s.SAEs {
+		cfg.SAEs = append(cfg.SAEs, node.SAE{ID: etsi014.SAEID(a.ID), KME: etsi014.KMEID(a.KME)})
+	}
+	for _, l := range s.Links {
+		d, err := openDriver(l.Driver, env.Log.With("link", l.ID))
+		if err != nil {
+			return node.Config{}, err
+		}
+		stack.add(func() { _ = d.Close() })
+		cfg.Links = append(cfg.Links,
+			node.Link{ID: kms.LinkID(l.ID), Peer: etsi014.KMEID(l.Peer), Driver: d})
+	}
+	return cfg, nil
+}
+
+// run serves until ctx ends. The node outlives the door, so that requests in
+// flight end with their keys; if the node fails, the door closes.
+func (m *keyManager) run(ctx context.Context) error {
+	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer stop()
+		return serveTLS(ctx, m.server, m.listener)
+	})
+	g.Go(func() error { return m.node.Run(inner) })
+	return g.Wait()
+}
+
+// grace is how long requests in flight may take at the end: as long as the
+// door gives the key manager for one.
+const grace = 5 * time.Second
+
+// serveTLS serves until ctx ends and lets requests in flight finish.
+func serveTLS(ctx context.Context, s *http.Server, l net.Listener) error {
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.ServeTLS(l, "", "") }()
+	select {
+	case err := <-stopped:
+		return fmt.Errorf("serve door: %w", err)
+	case <-ctx.Done():
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancel()
+	if err := s.Shutdown(end); err != nil {
+		_ = s.Close()
+	}
+	<-stopped
+	return nil
+}
+
+// status puts the node's numbers into the words of status.
+func (m *keyManager) status() control.Status {
+	st := m.node.Stats()
+	k := &control.KME{Serving: true, Listen: m.listener.Addr().String(), KeysDrawn: st.KeysDrawn,
+		KeysFetched: st.KeysFetched, Refused: st.Refused, Peers: []control.Peer{},
+		Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
+	if err := m.node.Health(); err != nil {
+		k.Serving, k.Reason = false, err.Error()
+	}
+	if a := m.node.ListenAddr(); a != nil {
+		k.PeerListen = a.String()
+	}
+	for _, p := range st.Peers {
+		peer := control.Peer{KME: string(p.ID), Connected: p.Connected, Up: p.Up, Reason: p.Reason}
+		if p.RTT > 0 {
+			peer.RTT = known(p.RTT.Seconds())
+		}
+		k.Peers = append(k.Peers, peer)
+	}
+	out := control.Status{Daemon: "kme", KME: k}
+	for _, l := range st.Links {
+		k.Links = append(k.Links, linkStatus(l))
+		out.Simulated = out.Simulated || l.Simulated
+	}
+	return out
+}
+
+func linkStatus(l kms.LinkStats) control.Link {
+	return control.Link{
+		ID: string(l.ID), Peer: string(l.Peer), Simulated: l.Simulated, Up: l.DeviceUp,
+		Reason: l.DeviceReason, QBER: known(l.QBER), SecretRate: known(l.SecretBPS),
+		Drawable: l.DrawableBits, Stored: l.Ledger.Stored, Ingested: l.Ledger.Ingested,
+		Delivered: l.Ledger.Delivered, Void: l.Ledger.Void, Expired: l.Ledger.Expired,
+		Burnt: l.Ledger.Burnt, Tag: l.Ledger.Tag,
+	}
+}
