@@ -227,6 +227,23 @@ func (f *AuthFile) Take(name PadName) (pad [16]byte, err error) {
 	return pad, ErrPadUnknown
 }
 
+// Peek implements [AuthKeys].
+func (f *AuthFile) Peek(name PadName) (pad [16]byte, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, s := range f.segments {
+		if s.Generation != name.Generation || s.Seq != name.Seq || name.Index >= s.Pads {
+			continue
+		}
+		if name.Index < s.Next[sender(name.Index)] {
+			return pad, ErrPadUsed
+		}
+		copy(pad[:], s.pads[name.Index*padBytes:])
+		return pad, nil
+	}
+	return pad, ErrPadUnknown
+}
+
 // Add implements [AuthKeys].
 func (f *AuthFile) Add(generation, seq uint64, bits []byte) error {
 	f.mu.Lock()

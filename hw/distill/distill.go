@@ -174,10 +174,15 @@ type AuthKeys interface {
 	Point(sender Role) [16]byte
 	// Segments lists the segments with pads left, oldest first.
 	Segments() []AuthSegment
-	// Take marks the pad and all of its sender before it in the segment as
-	// used, makes that durable, and only then returns the pad. A pad is
-	// returned once in the life of the pool: ErrPadUsed afterwards.
+	// Take, for a tag of one's own or one of the peer's that was right, marks
+	// the pad and all of its sender before it in the segment as used, makes
+	// that durable, and only then returns the pad. A pad is returned once in
+	// the life of the pool: ErrPadUsed afterwards.
 	Take(name PadName) ([16]byte, error)
+	// Peek returns a pad that was not taken, to check a tag of the peer's. A
+	// forged tag must not cost pads; that the forger may try again against
+	// the same pad gains him no more than EpsAuth a try.
+	Peek(name PadName) ([16]byte, error)
 	// Add appends a segment made of bits, a multiple of 48 bytes; bits stay
 	// the caller's to clear. It is durable when Add returns.
 	Add(generation, seq uint64, bits []byte) error

@@ -5,61 +5,54 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/quietline/quietline/hw"
 	"github.com/quietline/quietline/secret"
 )
 
-// share finds the segments of authentication key both ends hold and the
-// marks from which on to use them. The list is not authenticated: a forged one
-// can stop the session, but it cannot make a pad serve twice, because each
-// end's pool refuses that by itself, nor burn pads, because nothing is taken.
+// share finds the segments of authentication key both ends hold. The list is
+// not authenticated: a forged one can stop the session, but nothing is taken
+// for it, and no pad serves twice, which each end's pool sees to.
 func (m *Machine) share(theirs []AuthSegment) error {
 	for _, mine := range m.cfg.Auth.Segments() {
 		for _, s := range theirs {
 			if s.Generation != mine.Generation || s.Seq != mine.Seq || s.Pads != mine.Pads {
 				continue
 			}
-			role := m.cfg.Role
-			if s.Next[role] > mine.Next[role]+maxGap {
+			// A mark is durable before its tag is sent, so the peer cannot
+			// have seen more of our pads than we have used.
+			if s.Next[m.cfg.Role] > mine.Next[m.cfg.Role] {
 				return fmt.Errorf("%w: segment %d/%d", ErrRolledBack, mine.Generation, mine.Seq)
 			}
 			m.shared = append(m.shared, segmentID{mine.Generation, mine.Seq})
-			m.seen = append(m.seen, s.Next[role])
 			break
 		}
 	}
 	return nil
 }
 
-// nextPad is the pad for the next tag of the given sender: from the newest
-// shared segment, so that the seed stays as the reserve.
-func (m *Machine) nextPad(role Role) (PadName, bool) {
+// nextPad is the pad for this end's next tag: from the newest shared segment,
+// so that the seed stays as the reserve.
+func (m *Machine) nextPad() (PadName, error) {
 	segments := m.cfg.Auth.Segments()
-	for i := len(m.shared) - 1; i >= 0; i-- {
-		id := m.shared[i]
+	for _, id := range slices.Backward(m.shared) {
 		for _, s := range segments {
-			if s.Generation != id.generation || s.Seq != id.seq {
-				continue
-			}
-			next := s.Next[role]
-			if role == m.cfg.Role {
-				next = max(next, m.seen[i])
-			}
-			if next < s.Pads {
-				return PadName{id.generation, id.seq, next}, true
+			next := s.Next[m.cfg.Role]
+			if s.Generation == id.generation && s.Seq == id.seq && next < s.Pads {
+				return PadName{id.generation, id.seq, next}, nil
 			}
 		}
 	}
-	return PadName{}, false
+	return PadName{}, ErrAuthEmpty
 }
 
 // sendTagged sends the last message of a batch: the tag is over everything
 // this end has sent in the block, this message included.
 func (m *Machine) sendTagged(b *block, kind uint8, parts ...[]byte) error {
-	name, ok := m.nextPad(m.cfg.Role)
-	if !ok {
-		return ErrAuthEmpty
+	name, err := m.nextPad()
+	if err != nil {
+		return err
 	}
 	pad, err := m.cfg.Auth.Take(name)
 	if err != nil {
@@ -76,50 +69,34 @@ func (m *Machine) sendTagged(b *block, kind uint8, parts ...[]byte) error {
 	return nil
 }
 
-// checkTag reads the pad's name and the tag and compares. The pad is used up
-// whatever the outcome; a name out of range uses nothing.
+// checkTag reads the pad's name and the tag and compares. Only a tag that is
+// right uses its pad up.
 func (m *Machine) checkTag(b *block, r *reader) (bool, error) {
 	name := r.pad()
 	theirs := r.take(16)
 	if !r.end() {
 		return false, nil
 	}
-	if !m.plausible(name) {
-		return true, fmt.Errorf("%w: pad %d of segment %d/%d is not the next one",
-			ErrAuthentication, name.Index, name.Generation, name.Seq)
+	if sender(name.Index) == m.cfg.Role {
+		return true, fmt.Errorf("%w: tag with a pad of our own", ErrAuthentication)
 	}
-	pad, err := m.cfg.Auth.Take(name)
+	pad, err := m.cfg.Auth.Peek(name)
 	if err != nil {
-		return true, fmt.Errorf("%w: take pad: %w", ErrAuthentication, err)
+		return true, fmt.Errorf("%w: look at pad: %w", ErrAuthentication, err)
 	}
-	m.stats.AuthUsed += 8 * padBytes
 	tag := b.got.Sum()
 	subtle.XORBytes(tag[:], tag[:], pad[:])
 	clear(pad[:])
 	if subtle.ConstantTimeCompare(tag[:], theirs) != 1 {
 		return true, fmt.Errorf("%w: block %d", ErrAuthentication, b.seq)
 	}
+	m.stats.AuthUsed += 8 * padBytes
+	pad, err = m.cfg.Auth.Take(name)
+	clear(pad[:])
+	if err != nil {
+		return true, fmt.Errorf("take authentication pad: %w", err)
+	}
 	return true, nil
-}
-
-// plausible: the pad is the peer's, in a shared segment, and at most maxGap
-// beyond the mark, so that a forged name cannot burn a whole segment.
-func (m *Machine) plausible(name PadName) bool {
-	role := 1 - m.cfg.Role
-	if sender(name.Index) != role {
-		return false
-	}
-	for _, id := range m.shared {
-		if id.generation != name.Generation || id.seq != name.Seq {
-			continue
-		}
-		for _, s := range m.cfg.Auth.Segments() {
-			if s.Generation == id.generation && s.Seq == id.seq {
-				return name.Index >= s.Next[role] && name.Index <= s.Next[role]+maxGap
-			}
-		}
-	}
-	return false
 }
 
 // amplifyNext, alice: amplifies the oldest block if it is verified. Blocks
@@ -210,7 +187,6 @@ func (m *Machine) release(b *block) error {
 		return fmt.Errorf("replenish authentication key: %w", err)
 	}
 	m.shared = append(m.shared, segmentID{m.generation, b.seq})
-	m.seen = append(m.seen, 0)
 	m.stats.AuthAdded += uint64(8 * b.auth)
 	b.report.AuthBits = 8 * b.auth
 	bits := secret.Copy(raw[b.auth:])

@@ -23,9 +23,6 @@ const (
 	maxPending = 4
 	// stallAfter ends a session whose peer leaves a block lie.
 	stallAfter = time.Minute
-	// maxGap is by how many indices the two ends' marks in a segment may
-	// differ: the tags that can be under way when a connection breaks.
-	maxGap = 3 * padGroup * inFlight
 	// authLow is the reserve, bits, below which a block gives more back than
 	// it cost: a third of the default seed.
 	authLow = 1024 * padBytes * 8
@@ -50,7 +47,6 @@ type Machine struct {
 	generation          uint64
 	digest              [32]byte
 	shared              []segmentID // newest last; both ends hold these
-	seen                []uint32    // of each: the mark of this end as the peer has it
 
 	open    []*block // rising seq
 	nextSeq uint64

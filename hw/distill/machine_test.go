@@ -231,7 +231,9 @@ func TestDisturbedChannel(t *testing.T) {
 		l.check()
 		made := len(l.blocks[Alice]) + len(l.blocks[Bob]) - before
 		noticed := len(l.alarms[Alice])+len(l.alarms[Bob]) > 0
-		if d.done && made == 4 && !noticed && d.how != disturbSwap {
+		// A message that comes twice or late may belong to a closed block.
+		harmless := d.how == disturbDouble || d.how == disturbSwap
+		if d.done && made == 4 && !noticed && !harmless {
 			t.Fatalf("run %d: kind %d disturbed in way %d and nobody noticed", run, d.kind, d.how)
 		}
 	}
