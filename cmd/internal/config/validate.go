@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -105,7 +106,8 @@ func (d *decoder) kme(s *Site) {
 		d.fault("kme.peer_ca", "is the same file as client_ca; with one root every SAE "+
 			"could pass for a key manager, use two")
 	}
-	if k.Listen != "" && k.Listen == k.PeerListen {
+	// Port 0 lets the kernel choose, which gives two.
+	if k.Listen != "" && k.Listen == k.PeerListen && !strings.HasSuffix(k.Listen, ":0") {
 		d.fault("kme.peer_listen", "is the same address as listen; use another port")
 	}
 }

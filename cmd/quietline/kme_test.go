@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestKME(t *testing.T) { script(t, "kme") }

@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestLine(t *testing.T) { script(t, "line") }

@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestRoot(t *testing.T) { script(t, "root") }

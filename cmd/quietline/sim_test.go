@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestSim(t *testing.T) { script(t, "sim") }

@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestStatus(t *testing.T) { script(t, "status") }
