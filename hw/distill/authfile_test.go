@@ -66,7 +66,7 @@ func TestPadsComeOnce(t *testing.T) {
 		defer func() { _ = f.Close() }()
 		seen := map[[16]byte]bool{}
 		seq := uint64(0)
-		for range rapid.IntRange(1, 25).Draw(rt, "steps") {
+		for range rapid.IntRange(1, 10).Draw(rt, "steps") {
 			switch rapid.IntRange(0, 5).Draw(rt, "step") {
 			case 0:
 				_ = f.Close()
@@ -280,7 +280,7 @@ func TestRolledBackPoolIsRefused(t *testing.T) {
 // However many tags were lost on the way or forged, the ends find together.
 func TestLostTagsDoNotPartTheEnds(t *testing.T) {
 	l := newLink(t, tinyConfig(), clean, 22)
-	for i := range uint32(500) { // bob's accepts that alice never saw
+	for i := range uint32(100) { // bob's accepts that alice never saw
 		if _, err := l.auth[Bob].Take(PadName{Index: 3*i + 2}); err != nil {
 			t.Fatal(err)
 		}

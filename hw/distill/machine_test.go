@@ -209,7 +209,7 @@ func TestBrokenConnectionAnywhere(t *testing.T) {
 
 // One changed, lost, doubled or reordered message in a random place.
 func TestDisturbedChannel(t *testing.T) {
-	runs := 40
+	runs := 25
 	if os.Getenv("QUIETLINE_LONG") != "" {
 		runs = 2000
 	}

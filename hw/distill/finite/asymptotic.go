@@ -11,16 +11,16 @@ type Channel struct {
 	E   float64 // optical error ratio, 0 to 0.5
 }
 
-// Gain is Q_μ, clicks per pulse of mean photon number mu (Eq. 8).
+// Gain is Q_μ, clicks per pulse of mean photon number mu.
 func (c Channel) Gain(mu float64) float64 { return c.Y0 + 1 - math.Exp(-c.Eta*mu) }
 
-// QBER is E_μ (Eq. 9), with background errors of 1/2.
+// QBER is E_μ, with background errors of 1/2.
 func (c Channel) QBER(mu float64) float64 {
 	return (c.Y0/2 + c.E*(1-math.Exp(-c.Eta*mu))) / c.Gain(mu)
 }
 
 // Asymptotic is the secret bits per pulse for ever many pulses and decoys (Ma
-// 2005, Eq. 1 with q, the sifted share), f times the Shannon limit spent on
+// 2005; q is the sifted share), f times the Shannon limit spent on
 // reconciliation; negative where there is no key.
 func Asymptotic(c Channel, mu, f, q float64) float64 {
 	y1 := c.Y0 + c.Eta
@@ -29,7 +29,7 @@ func Asymptotic(c Channel, mu, f, q float64) float64 {
 }
 
 // AsymptoticWeak is [Asymptotic] with vacuum and one weak decoy of mean photon
-// number nu (Ma 2005, Eq. 34 and 37).
+// number nu.
 func AsymptoticWeak(c Channel, mu, nu, f, q float64) float64 {
 	qn, qm := c.Gain(nu)*math.Exp(nu), c.Gain(mu)*math.Exp(mu)
 	r := nu * nu / (mu * mu)

@@ -55,7 +55,7 @@ func Entropy(x float64) float64 {
 }
 
 // Tau is the probability that alice sends n photons, τ_n (Lim et al., PRA 89,
-// 022307 (2014), after Eq. 2).
+// 022307 (2014)).
 func (s Source) Tau(n int) float64 {
 	sum := 0.0
 	for k := range s.Mu {
@@ -68,7 +68,8 @@ func (s Source) Tau(n int) float64 {
 // independent indicator variables.
 func hoeffding(n, eps float64) float64 { return math.Sqrt(n * math.Log(1/eps) / 2) }
 
-// bounds of the one-decoy method: Rusca et al., APL 112, 171104 (2018).
+// bounds of the one-decoy method: Rusca et al., APL 112, 171104 (2018), whose
+// names they keep.
 type bounds struct {
 	Source
 	eps float64 // of each single estimate
@@ -80,7 +81,7 @@ func (b bounds) scaled(k int, x, delta float64) float64 {
 }
 
 // vacuumUpper is s^u_{B,0} = 2(τ_0 m^+_{B,k} + δ(n_B)) for the better k: half
-// of what vacuum gives is errors (Rusca 2018, Eq. A17 and text).
+// of what vacuum gives is errors.
 func (b bounds) vacuumUpper(c Counts) float64 {
 	least := c.n()
 	for k := range c.M {
@@ -90,7 +91,7 @@ func (b bounds) vacuumUpper(c Counts) float64 {
 	return least
 }
 
-// vacuumLower is s^l_{B,0} (Rusca 2018, Eq. A16), clipped to 0 … n_B.
+// vacuumLower is s^l_{B,0}, clipped to 0 … n_B.
 func (b bounds) vacuumLower(c Counts) float64 {
 	d := hoeffding(c.n(), b.eps)
 	mu := b.Mu
@@ -99,7 +100,7 @@ func (b bounds) vacuumLower(c Counts) float64 {
 	return clip(s, c.n())
 }
 
-// singleLower is s^l_{B,1} (Rusca 2018, Eq. A19), clipped to 0 … n_B.
+// singleLower is s^l_{B,1}, clipped to 0 … n_B.
 func (b bounds) singleLower(c Counts) float64 {
 	d := hoeffding(c.n(), b.eps)
 	m1, m2 := b.Mu[0], b.Mu[1]
@@ -109,7 +110,7 @@ func (b bounds) singleLower(c Counts) float64 {
 	return clip(s, c.n())
 }
 
-// errorsUpper is v^u_{B,1} (Rusca 2018, Eq. A22), clipped to 0 … m_B.
+// errorsUpper is v^u_{B,1}, clipped to 0 … m_B.
 func (b bounds) errorsUpper(c Counts) float64 {
 	d := hoeffding(c.m(), b.eps)
 	v := b.Tau(1) / (b.Mu[0] - b.Mu[1]) *
@@ -144,7 +145,7 @@ func Rusca(b Block) Result {
 }
 
 // gamma is the sampling deviation of Fung, Ma, Chau, PRA 81, 012318 (2010), as
-// printed in Lim 2014 after Eq. 5 with 21²; Rusca 2018 has 19².
+// printed in Lim et al., PRA 89, 022307 (2014) with 21²; Rusca 2018 has 19².
 func gamma(eps, ratio, key, test float64) float64 {
 	ratio = max(ratio, 1/(key+test)) // the printed form is not defined at 0
 	v := (1 - ratio) * ratio
