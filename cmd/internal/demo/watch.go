@@ -84,9 +84,14 @@ func (d *demo) presetLines() error {
 	if err != nil {
 		return err
 	}
+	f := p.Forecast()
 	r := &d.report
-	r.Preset, r.SetQBER, r.Eve, r.Simulated = preset, p.Forecast().QBER, d.opt.Eve, true
-	d.view.line("%s", p.Description)
+	r.Preset, r.SetQBER, r.Eve, r.Simulated = preset, f.QBER, d.opt.Eve, true
+	d.view.line("link      preset %s, simulated: %s", p.Name, p.Description)
+	d.view.line("          set error %s; expected: sifted %s, secret %s", ratio(f.QBER), rate(f.SiftedBPS), rate(f.SecretBPS))
+	d.view.line("          length of the key: Wiesemann et al., arXiv:2405.16578, one decoy, finite key")
+	d.view.line("          block of %d sifted bits, %.1f s of photons: twice as many would give more key per", p.BlockBits, f.BlockSeconds)
+	d.view.line("          second and the first one later; half as many pay too much for finite statistics")
 	return nil
 }
 
