@@ -19,7 +19,12 @@ import (
 	"github.com/quietline/quietline/tunnel/rekey"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// inLab runs the tests inside a lab; goleak looks at what they leave.
+type inLab struct{ m *testing.M }
+
+func (l inLab) Run() int { return lab.Main(l.m) }
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(inLab{m}) }
 
 // packet is an IP packet of n bytes, IPv4 or IPv6 by turns, with a number and
 // a body that follows from it.

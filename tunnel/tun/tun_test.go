@@ -1,0 +1,317 @@
+package tun
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, s := range list {
+		out = append(out, netip.MustParsePrefix(s))
+	}
+	return out
+}
+
+func testConfig() Config {
+	return Config{Name: "ql0", MTU: 1424,
+		Addresses: prefixes("198.51.100.1/30", "2001:db8:1::1/64"),
+		Routes:    prefixes("203.0.113.0/24", "2001:db8:2::/48", "203.0.113.77/24")[:2]}
+}
+
+// open opens a device in a namespace of its own.
+func open(t *testing.T, cfg Config) (tunnel.Device, *lab.Namespace) {
+	t.Helper()
+	lab.Need(t)
+	ns, err := lab.NewNamespace("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Close() })
+	var d tunnel.Device
+	if err := ns.Do(func() (err error) { d, err = Open(cfg); return err }); err != nil {
+		t.Fatal(err)
+	}
+	return d, ns
+}
+
+func TestOpenSetsUpTheInterface(t *testing.T) {
+	d, ns := open(t, testConfig())
+	defer d.Close()
+	want := tunnel.Caps{Name: "ql0", Backend: "water", MTU: 1424, Reason: d.Caps().Reason}
+	if diff := cmp.Diff(want, d.Caps()); diff != "" || want.Reason == "" {
+		t.Errorf("caps (-want +got):\n%s", diff)
+	}
+	// From another thread, in another namespace: the device remembers its own.
+	if err := d.SetMTU(1400); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	err := ns.Do(func() error {
+		link, err := netlink.LinkByName("ql0")
+		if err != nil {
+			return err
+		}
+		if link.Attrs().MTU != 1400 || d.Caps().MTU != 1400 {
+			t.Errorf("MTU %d, caps %d, want 1400", link.Attrs().MTU, d.Caps().MTU)
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil {
+			return err
+		}
+		for _, a := range addrs {
+			got = append(got, "address "+a.IPNet.String())
+		}
+		routes, err := netlink.RouteList(link, netlink.FAMILY_ALL)
+		for _, r := range routes {
+			got = append(got, "route "+r.Dst.String())
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Join(got, "\n") + "\n"
+	for _, want := range []string{"address 198.51.100.1/30", "address 2001:db8:1::1/64",
+		"route 203.0.113.0/24", "route 2001:db8:2::/48"} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("%s is missing in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "fe80") {
+		t.Errorf("a link-local address that nobody asked for:\n%s", text)
+	}
+}
+
+func TestPacketsThroughTheKernel(t *testing.T) {
+	d, ns := open(t, testConfig())
+	defer d.Close()
+	q := d.Queues()[0]
+	// Out: what the host sends to a routed network comes out of the device.
+	conn, err := ns.Dial(t.Context(), "udp", "203.0.113.9:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("out through the line")); err != nil {
+		t.Fatal(err)
+	}
+	frames := []tunnel.Frame{{Data: make([]byte, 0, 2000)}}
+	n, err := q.ReadBatch(frames)
+	if err != nil || n != 1 || !bytes.HasSuffix(frames[0].Data, []byte("out through the line")) {
+		t.Fatalf("read %d: %q, %v", n, frames[0].Data, err)
+	}
+	// In: the same packet with its ends exchanged is an answer to the host.
+	p := frames[0].Data
+	for i := range 4 {
+		p[12+i], p[16+i] = p[16+i], p[12+i]
+	}
+	p[20], p[21], p[22], p[23] = p[22], p[23], p[20], p[21]
+	if n, err := q.WriteBatch(frames); err != nil || n != 1 {
+		t.Fatalf("write %d, %v", n, err)
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	if n, err := conn.Read(buf); err != nil || string(buf[:n]) != "out through the line" {
+		t.Errorf("host got %q, %v", buf[:n], err)
+	}
+	// What is no packet is refused and ends nothing.
+	if n, err := q.WriteBatch([]tunnel.Frame{{Data: []byte("\x00junk")}}); err == nil || n != 0 {
+		t.Errorf("junk: wrote %d, %v", n, err)
+	}
+	if n, err := q.ReadBatch(nil); n != 0 || err != nil {
+		t.Errorf("no frames: %d, %v", n, err)
+	}
+}
+
+func TestCloseEndsPendingRead(t *testing.T) {
+	d, _ := open(t, testConfig())
+	reading := make(chan struct{})
+	ended := make(chan error)
+	go func() {
+		close(reading)
+		frames := []tunnel.Frame{{Data: make([]byte, 0, 2000)}}
+		_, err := d.Queues()[0].ReadBatch(frames)
+		ended <- err
+	}()
+	<-reading
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("pending read: %v", err)
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	change := func(f func(*Config)) Config {
+		c := testConfig()
+		f(&c)
+		return c
+	}
+	tests := map[string]Config{
+		"no name":       change(func(c *Config) { c.Name = "" }),
+		"long name":     change(func(c *Config) { c.Name = "quietline-tokyo0" }),
+		"back end":      change(func(c *Config) { c.Backend = "steam" }),
+		"tiny MTU":      change(func(c *Config) { c.MTU = 67 }),
+		"MTU for IPv6":  change(func(c *Config) { c.MTU = 1279 }),
+		"huge MTU":      change(func(c *Config) { c.MTU = 65536 }),
+		"zero address":  change(func(c *Config) { c.Addresses = []netip.Prefix{{}} }),
+		"IPv6 by route": change(func(c *Config) { c.MTU, c.Addresses = 600, nil }),
+	}
+	for name, cfg := range tests {
+		if d, err := Open(cfg); !errors.Is(err, ErrConfig) || d != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Whatever fails after the device is there takes the device with it.
+func TestFailedOpenLeavesNothing(t *testing.T) {
+	d, ns := open(t, testConfig())
+	defer d.Close()
+	err := ns.Do(func() error {
+		if _, err := Open(testConfig()); !errors.Is(err, unix.EBUSY) {
+			t.Errorf("same name again: %v", err)
+		}
+		cfg := testConfig()
+		cfg.Name, cfg.Addresses = "ql1", nil
+		if _, err := Open(cfg); !errors.Is(err, unix.EEXIST) {
+			t.Errorf("same route again: %v", err)
+		}
+		if _, err := netlink.LinkByName("ql1"); err == nil {
+			t.Error("the interface is left behind")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	for cause, want := range map[error]error{
+		fs.ErrNotExist: ErrNoTUN, unix.ENODEV: ErrNoTUN, unix.ENXIO: ErrNoTUN,
+		unix.EACCES: ErrPermission, unix.EPERM: ErrPermission,
+	} {
+		err := explain(cause)
+		if !errors.Is(err, want) || !errors.Is(err, cause) || !strings.Contains(err.Error(), "try") &&
+			!strings.Contains(err.Error(), "sudo") {
+			t.Errorf("%v is explained as %v", cause, err)
+		}
+	}
+	if err := explain(unix.EIO); err != unix.EIO {
+		t.Errorf("EIO is explained as %v", err)
+	}
+}
+
+// packet is an IPv4 packet of n bytes.
+func packet(n int) []byte {
+	p := make([]byte, n)
+	p[0] = 0x45
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	return p
+}
+
+func TestMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory("mem0", 1400, 2)
+		if len(m.Queues()) != 2 || m.Caps().Backend != "memory" || m.Caps().Name != "mem0" {
+			t.Errorf("caps %+v, %d queues", m.Caps(), len(m.Queues()))
+		}
+		q := m.Queues()[1]
+		frames := make([]tunnel.Frame, 3)
+		for i := range frames {
+			frames[i].Data = make([]byte, 0, 1500)
+		}
+		for n := 20; n < 24; n++ {
+			if err := m.Inject(1, packet(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, want := range []int{3, 1} {
+			if n, err := q.ReadBatch(frames); n != want || err != nil {
+				t.Fatalf("read %d, %v; want %d", n, err, want)
+			}
+		}
+		if len(frames[0].Data) != 23 {
+			t.Errorf("last packet has %d bytes, want 23", len(frames[0].Data))
+		}
+		if n, err := q.WriteBatch([]tunnel.Frame{{Data: packet(30)}, {Data: packet(31)}}); n != 2 {
+			t.Errorf("wrote %d, %v", n, err)
+		}
+		for _, want := range []int{30, 31} {
+			if p, err := m.Take(t.Context()); err != nil || len(p) != want {
+				t.Errorf("took %d bytes, %v; want %d", len(p), err, want)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := m.Take(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("nothing to take: %v", err)
+		}
+		if err := m.Inject(0, packet(1401)); err == nil {
+			t.Error("a packet above the MTU goes in")
+		}
+		if err := m.SetMTU(1401); err != nil || m.Inject(0, packet(1401)) != nil {
+			t.Errorf("MTU raised: %v", err)
+		}
+		var full error
+		for full == nil {
+			full = m.Inject(0, packet(20))
+		}
+		if !errors.Is(full, ErrFull) {
+			t.Errorf("queue is full: %v", full)
+		}
+		for full = nil; full == nil; {
+			_, full = q.WriteBatch([]tunnel.Frame{{Data: packet(20)}})
+		}
+		if !errors.Is(full, ErrFull) {
+			t.Errorf("host takes no more: %v", full)
+		}
+		testMemoryClosed(t, m, q, frames)
+	})
+}
+
+func testMemoryClosed(t *testing.T, m *Memory, q tunnel.Queue, frames []tunnel.Frame) {
+	pending := make(chan error)
+	go func() { _, err := q.ReadBatch(frames); pending <- err }()
+	synctest.Wait()
+	if err := m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Errorf("second close: %v", err)
+	}
+	_, rerr := q.ReadBatch(frames)
+	_, werr := q.WriteBatch([]tunnel.Frame{{Data: packet(20)}})
+	for name, err := range map[string]error{"pending read": <-pending, "read": rerr,
+		"write": werr, "inject": m.Inject(0, packet(20))} {
+		if !errors.Is(err, os.ErrClosed) {
+			t.Errorf("%s after close: %v", name, err)
+		}
+	}
+	if n, err := q.ReadBatch(nil); n != 0 || err != nil {
+		t.Errorf("no frames: %d, %v", n, err)
+	}
+}
