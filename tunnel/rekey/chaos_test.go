@@ -24,16 +24,17 @@ func chaos(seed uint64, logf func(string, ...any), bend func(*end)) error {
 		w.log = logf
 	}
 	r := w.rng
-	policy := []Policy{PQCOnly, QKDStrict, QKDStrict}[r.IntN(3)]
+	policy := []Policy{PQCOnly, QKDPreferred, QKDRequired, QKDStrict, QKDStrict}[r.IntN(5)]
 	life := []time.Duration{time.Second, 3 * time.Second, 20 * time.Second, 120 * time.Second}[r.IntN(4)]
 	hold := []time.Duration{0, 2 * life, 60*time.Second + life}[r.IntN(3)]
+	chain := r.IntN(20)
 	w.net = network{loss: r.Float64() * 0.3, dup: r.Float64() * 0.2,
 		delay: time.Duration(r.IntN(50)) * time.Millisecond,
 		vary:  time.Duration(1+r.IntN(100)) * time.Millisecond}
 	w.log("policy %v life %v hold %v net %+v", policy, life, hold, w.net)
 	w.toy = seed%16 != 0
 	w.bent = bend
-	w.start(policy, func(_ int, c *Config) { c.EpochLife, c.HoldMax = life, hold })
+	w.start(policy, func(_ int, c *Config) { c.EpochLife, c.HoldMax, c.MaxChain = life, hold, chain })
 	w.traffic(time.Duration(20+r.IntN(400)) * time.Millisecond)
 	for range 12 {
 		w.mishap()

@@ -44,6 +44,12 @@ type Config struct {
 	// ProbeEvery is the pause between attempts while there is no QKD key or
 	// the peer refuses; default 10 s.
 	ProbeEvery time.Duration
+	// MaxChain and maxChainAge (1 h, handshake.md 4.10) bound qkd-required: so
+	// many epochs in a row may be chained. Default 1 h / EpochLife.
+	MaxChain int
+	// MaxDegraded bounds qkd-preferred: without a fresh QKD key for so long,
+	// no new epoch is made and the line blocks at HoldMax. 0 = no bound.
+	MaxDegraded time.Duration
 	// KeyBudget is the time one call to the key manager may take; default 2 s.
 	KeyBudget time.Duration
 	// KeysPerEpoch is the number of QKD keys in one epoch under a policy with
@@ -67,6 +73,7 @@ const (
 	minEpochLife = time.Second
 	maxEpochLife = time.Hour
 	hardBytes    = 1 << 38 // handshake.md 4.8: confidentiality advantage 2^-60.9
+	maxChainAge  = time.Hour
 	softBytes    = 1 << 36 // handshake.md 4.8: confidentiality advantage 2^-64.9
 )
 
@@ -76,6 +83,7 @@ func (c *Config) setDefaults() {
 	def(&c.EpochBytes, softBytes)
 	def(&c.HoldMax, max(600*time.Second, 2*c.EpochLife))
 	def(&c.ProbeEvery, 10*time.Second)
+	def(&c.MaxChain, max(1, int(maxChainAge/max(c.EpochLife, 1))))
 	def(&c.KeyBudget, 2*time.Second)
 	def(&c.KeysPerEpoch, 1)
 	def(&c.KeyBits, 256)
@@ -115,6 +123,10 @@ func (c *Config) check() error {
 		return bad("hold time %v is not longer than the epoch life %v", c.HoldMax, c.EpochLife)
 	case c.ProbeEvery < time.Second:
 		return bad("probe interval %v is shorter than 1s", c.ProbeEvery)
+	case c.MaxChain < 1:
+		return bad("chain of %d epochs", c.MaxChain)
+	case c.MaxDegraded < 0:
+		return bad("degraded time %v is negative", c.MaxDegraded)
 	case c.KeyBudget < 100*time.Millisecond || c.KeyBudget > maxKeyBudget:
 		return bad("key budget %v is outside 100ms to %v", c.KeyBudget, maxKeyBudget)
 	case c.KeysPerEpoch < 1 || c.KeysPerEpoch > maxKeys:

@@ -15,6 +15,7 @@ type held struct {
 	heard      bool      // the peer was seen on it
 	until      time.Time // as old epoch: when it goes; never = not before cur is heard
 	reply      [32]byte  // as next epoch: the stored M4 that may be asked again
+	why        string    // why there is no fresh QKD key in it
 }
 
 // line is the set of epochs, handshake.md 4.7. There are never more than two
@@ -34,6 +35,7 @@ type line struct {
 	began time.Time
 	idle  time.Time // since when there is no sending epoch
 
+	rising     int       // epochs in a row that are better than the level shown
 	due        time.Time // when cur is to be replaced, by us
 	spent      bool      // cur has sealed all the bytes it may
 	confirmAt  time.Time
@@ -75,16 +77,18 @@ func hold(e *Epoch) *held {
 }
 
 // installInitiator takes the new epoch into use both ways.
-func (m *Machine) installInitiator(e *Epoch) {
+func (m *Machine) installInitiator(e *Epoch, why string) {
 	m.out.Install = e
-	m.takeOver(hold(e))
+	h := hold(e)
+	h.why = why
+	m.takeOver(h)
 }
 
 // installResponder accepts the new epoch but does not send with it yet.
-func (m *Machine) installResponder(e *Epoch, reply [32]byte) {
+func (m *Machine) installResponder(e *Epoch, reply [32]byte, why string) {
 	m.out.Install = e
 	m.next = hold(e)
-	m.next.reply = reply
+	m.next.reply, m.next.why = reply, why
 }
 
 // takeOver makes e the sending epoch and keeps the one before for receiving.
@@ -102,9 +106,29 @@ func (m *Machine) takeOver(e *held) {
 	m.out.Send, m.out.Stop = e.recv, false
 	m.stats.Epochs++
 	m.event("rekey", e.level, fmt.Sprintf("epoch %d", e.number))
-	m.setLevel(e.level, levelReason(e.level))
+	m.show(e)
 	m.confirmGap = 0
 	m.confirm()
+}
+
+// show sets the level of the line by its sending epoch: down at once, up with
+// the second better epoch in a row, so that a source that comes and goes does
+// not make the page flicker.
+func (m *Machine) show(e *held) {
+	why := levelReason(e.level)
+	if e.why != "" {
+		why += ": " + e.why
+		defer m.alarm(why)
+	}
+	if m.level == Blocked || e.level <= m.level {
+		m.rising = 0
+		m.setLevel(e.level, why)
+		return
+	}
+	if m.rising++; m.rising == 2 {
+		m.rising = 0
+		m.setLevel(e.level, why)
+	}
 }
 
 func levelReason(l Level) string {

@@ -31,7 +31,8 @@ type initiation struct {
 	peer     welcome
 	peerIdx  uint32
 	choice   choice
-	refusing bool // M3 only tells the peer that the policies do not fit
+	refusing bool   // M3 only tells the peer that the policies do not fit
+	why      string // no fresh QKD key goes in; "" = one does, or none is expected
 	request  uint64
 
 	began     time.Time
@@ -141,8 +142,9 @@ func (m *Machine) tickInitiation() {
 	if !init.until.After(m.now) {
 		switch {
 		case init.phase == drawing:
+			init.request = 0
 			m.setSource(sourceDown)
-			m.fail("key manager did not answer in time", m.cfg.ProbeEvery)
+			m.without("key manager did not answer in time")
 		case init.strange:
 			m.alarm("peer's confirmation does not open: the QKD keys of the sites differ")
 			m.fail("peer's confirmation does not open", m.cfg.ProbeEvery)
@@ -248,23 +250,54 @@ func (m *Machine) chain(id [16]byte) *chain {
 // decide chooses what the epoch shall rest on, once the responder is proved.
 func (m *Machine) decide() {
 	w := m.init.peer
-	m.init.choice = choice{mode: min(m.cfg.Policy.offer(), w.offer), attempt: 1,
-		epoch: max(m.newest(), w.epoch) + 1, rtt: m.rtt}
+	m.init.choice = choice{attempt: 1, epoch: max(m.newest(), w.epoch) + 1, rtt: m.rtt}
 	switch {
 	case w.floor != m.cfg.Policy.floor():
 		m.alarm(mismatch(m.cfg.Policy, w.policy))
 		m.init.refusing = true
-		m.init.choice.mode = Blocked
 		m.sendM3(nil)
 	case w.busy > 0:
 		m.fail(refusedBusy.String(), min(w.busy, overlapMax))
-	case m.init.choice.mode < QKD:
-		m.sendM3(nil)
+	case min(m.cfg.Policy.offer(), w.offer) < QKD:
+		m.without("the peer's policy is " + w.policy.String())
 	case !w.source.canCollect():
-		m.fail("peer's key manager "+w.source.String(), m.cfg.ProbeEvery)
+		m.without("peer's key manager " + w.source.String())
+	case m.source.state >= sourceEmpty:
+		m.without("key manager " + m.source.state.String())
 	default:
 		m.draw()
 	}
+}
+
+// without goes on without a fresh QKD key if the policy lets it. It is called
+// for a state of our own key manager or a word of the proven peer, never for
+// silence on the network.
+func (m *Machine) without(reason string) {
+	c := m.chain(m.init.peer.chain)
+	if !m.allowed(c) {
+		m.fail(reason, m.cfg.ProbeEvery)
+		return
+	}
+	m.init.choice.mode, m.init.choice.source = c.level(), m.source.state
+	if m.cfg.Policy.offer() == QKD {
+		m.init.why = reason
+	}
+	m.sendM3(nil)
+}
+
+// allowed tells whether our policy lets an epoch rest on the chain secret c
+// (nil = none) without a fresh QKD key.
+func (m *Machine) allowed(c *chain) bool {
+	p := m.cfg.Policy
+	switch {
+	case p.offer() < QKD:
+		return true
+	case c.level() < p.floor():
+		return false
+	case p.floor() == Chained:
+		return c.depth < m.cfg.MaxChain && m.now.Sub(c.fresh) < maxChainAge
+	}
+	return m.cfg.MaxDegraded == 0 || m.now.Sub(m.freshAt) < m.cfg.MaxDegraded
 }
 
 func mismatch(ours, theirs Policy) string {
@@ -285,18 +318,18 @@ func (m *Machine) drawn(a *KeyAnswer) {
 	m.stats.KeysDrawn += uint64(len(a.Keys))
 	if a.Err != nil {
 		m.setSource(sourceOf(a.Err))
-		m.fail("key manager "+m.source.state.String(), m.cfg.ProbeEvery)
+		m.without("key manager " + m.source.state.String())
 		return
 	}
 	if err := m.checkKeys(a.Keys, nil); err != nil {
 		m.stats.KeysLost += uint64(len(a.Keys))
 		m.setSource(sourceDown)
 		m.alarm(err.Error())
-		m.fail(err.Error(), m.cfg.ProbeEvery)
+		m.without(err.Error())
 		return
 	}
 	m.setSource(sourceGood)
-	m.init.choice.ids = nil
+	m.init.choice.mode, m.init.choice.source, m.init.choice.ids = QKD, sourceGood, nil
 	for _, k := range a.Keys {
 		m.used[k.ID] = m.now
 		m.init.choice.ids = append(m.init.choice.ids, k.ID)
@@ -417,6 +450,7 @@ func (m *Machine) finish(t *transcript) {
 	init := m.init
 	m.lead = min(m.now.Sub(init.began), m.cfg.EpochLife/4)
 	e, next := t.split(true)
+	next = m.chain(init.peer.chain).heir(next, init.choice.mode, m.now)
 	m.complete(e, init.choice, init.index, init.peerIdx)
 	// M4 confirms the new chain secret; the peer may still offer the old one,
 	// and then finds the new one beside it.
@@ -428,7 +462,7 @@ func (m *Machine) finish(t *transcript) {
 	init.choice.ids = nil
 	init.clear()
 	m.init = nil
-	m.installInitiator(e)
+	m.installInitiator(e, init.why)
 }
 
 // complete fills what the transcript does not know.
@@ -436,6 +470,9 @@ func (m *Machine) complete(e *Epoch, c choice, recv, send uint32) {
 	e.Number, e.RecvIndex, e.SendIndex = c.epoch, recv, send
 	e.Level, e.KeyIDs, e.Made = c.mode, c.ids, m.now
 	m.number = max(m.number, c.epoch)
+	if e.Level == QKD {
+		m.freshAt = m.now
+	}
 	m.failure = ""
 	m.notBefore = m.now
 	clear(m.alarms)
@@ -454,7 +491,9 @@ func (m *Machine) refused(v verdict) {
 			m.draw()
 			return
 		}
-		m.fail(v.status.String(), m.cfg.ProbeEvery)
+		m.again(v.status.String())
+	case refusedDown:
+		m.again(v.status.String())
 	case refusedBusy:
 		m.fail(v.status.String(), min(max(v.wait, 100*time.Millisecond), overlapMax))
 	case refusedPolicy:
@@ -463,6 +502,12 @@ func (m *Machine) refused(v verdict) {
 	default:
 		m.fail(v.status.String(), m.cfg.ProbeEvery)
 	}
+}
+
+// again takes the next attempt without a QKD key, if the policy lets it.
+func (m *Machine) again(reason string) {
+	m.init.choice.attempt++
+	m.without(reason)
 }
 
 // lose counts QKD keys that were drawn and will not be in an epoch.

@@ -71,6 +71,7 @@ type Machine struct {
 
 	notBefore  time.Time // no handshake of ours starts earlier
 	wanted     bool      // by operator or volume
+	freshAt    time.Time // when the last QKD key went into an epoch; the first Step before
 	handshakes uint64
 	number     uint64 // of the newest epoch made
 	rtt        time.Duration
@@ -205,7 +206,7 @@ func (m *Machine) start(now time.Time) {
 	if !m.line.began.IsZero() {
 		return
 	}
-	m.line.began, m.line.idle = now, now
+	m.line.began, m.line.idle, m.freshAt = now, now, now
 	m.line.level, m.line.since, m.line.why = Blocked, now, "no epoch yet"
 }
 

@@ -120,17 +120,6 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
-func TestParsePolicy(t *testing.T) {
-	for name, want := range map[string]error{"pqc-only": nil, "qkd-strict": nil,
-		"otp-strict": ErrNotBuilt, "otp-preferred": ErrNotBuilt,
-		"": ErrPolicy, "QKD-strict": ErrPolicy, "none": ErrPolicy} {
-		p, err := ParsePolicy(name)
-		if !errors.Is(err, want) || err == nil && p.String() != name {
-			t.Errorf("ParsePolicy(%q) = %v, %v", name, p, err)
-		}
-	}
-}
-
 // TestStrangersMeetSilence sends a million (in short runs ten thousand)
 // datagrams of nobody's: no answer, no KEM work, no key drawn.
 func TestStrangersMeetSilence(t *testing.T) {
@@ -367,31 +356,6 @@ func (e *end) alarmed(part string) bool {
 		}
 	}
 	return false
-}
-
-// TestPoliciesMustFit: both ends alarm, no key is drawn, nothing comes up.
-func TestPoliciesMustFit(t *testing.T) {
-	for strict := range 2 {
-		w := newWorld(2)
-		w.start(PQCOnly, func(i int, c *Config) {
-			if i == strict {
-				c.Policy = QKDStrict
-			}
-		})
-		w.run(25 * time.Second)
-		w.ok(t)
-		for i, e := range w.ends {
-			if !e.alarmed("policies do not fit") {
-				t.Errorf("strict end %d: no alarm at end %d: %v", strict, i, e.events)
-			}
-			if s := e.m.Stats(); s.KeysDrawn != 0 || s.Completed != 0 || e.send != nil {
-				t.Errorf("strict end %d: end %d: %+v", strict, i, s)
-			}
-			if s := e.m.State(); s.Level != Blocked || s.PeerPolicy == "" {
-				t.Errorf("strict end %d: end %d: %+v", strict, i, s)
-			}
-		}
-	}
 }
 
 func TestVolume(t *testing.T) {

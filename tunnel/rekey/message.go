@@ -133,9 +133,12 @@ func (p *welcome) decode(b []byte) error {
 
 // choice is c3: mode 1, sources 1, attempt 1, n 1, epoch 8, round trip in
 // milliseconds 4, key_ID 16 each in room for maxKeys. Mode Blocked refuses
-// the peer's policy: no epoch shall come of it.
+// the peer's policy: no epoch shall come of it. Bit 0 of sources says that QKD
+// keys from the key manager go in; the high four bits are the state of the
+// initiator's key manager.
 type choice struct {
 	mode    Level
+	source  sourceState
 	attempt byte
 	epoch   uint64
 	rtt     time.Duration
@@ -152,6 +155,7 @@ func (p *choice) encode() []byte {
 	if len(p.ids) > 0 {
 		sources = sourceQKD
 	}
+	sources |= byte(p.source) << 4
 	b := append(make([]byte, 0, choiceSize), byte(p.mode), sources, p.attempt, byte(len(p.ids)))
 	b = binary.BigEndian.AppendUint64(b, p.epoch)
 	b = binary.BigEndian.AppendUint32(b, milliseconds(p.rtt))
@@ -166,11 +170,11 @@ func (p *choice) decode(b []byte) error {
 		return fmt.Errorf("parse c3: %d bytes", len(b))
 	}
 	n := int(b[3])
-	*p = choice{mode: Level(b[0]), attempt: b[2], epoch: binary.BigEndian.Uint64(b[4:]),
+	*p = choice{mode: Level(b[0]), source: sourceState(b[1] >> 4), attempt: b[2], epoch: binary.BigEndian.Uint64(b[4:]),
 		rtt: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond}
 	fresh := p.mode == QKD
-	if p.mode > QKD || n > maxKeys || fresh != (n > 0) || fresh != (b[1] == sourceQKD) ||
-		!fresh && b[1] != 0 || p.attempt == 0 || !allZero(b[16+16*n:]) {
+	if p.mode > QKD || n > maxKeys || fresh != (n > 0) || fresh != (b[1]&15 == sourceQKD) ||
+		!fresh && b[1]&15 != 0 || p.source > sourceDenied || p.attempt == 0 || !allZero(b[16+16*n:]) {
 		return fmt.Errorf("parse c3: mode %d, sources %d, attempt %d, %d keys", b[0], b[1], b[2], n)
 	}
 	for i := range n {

@@ -47,9 +47,9 @@ func (p Policy) String() string {
 
 func (p Policy) built() error {
 	switch p {
-	case PQCOnly, QKDStrict:
+	case PQCOnly, QKDPreferred, QKDRequired, QKDStrict:
 		return nil
-	case QKDPreferred, QKDRequired, OTPPreferred, OTPStrict:
+	case OTPPreferred, OTPStrict:
 		return fmt.Errorf("use policy %s: %w", p, ErrNotBuilt)
 	}
 	return fmt.Errorf("use policy %d: %w", uint8(p), ErrPolicy)

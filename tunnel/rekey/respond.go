@@ -7,7 +7,6 @@ import (
 	"io"
 	"time"
 
-	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel"
 )
 
@@ -139,7 +138,7 @@ func (m *Machine) makeM2(p *pending, ephemeral []byte) (*opening, error) {
 	for _, id := range p.hello.chains {
 		if c := m.chain(id); c != nil {
 			w.chain = id
-			p.chain = chain{id: id, rk: secret.Copy(c.rk.Expose())}
+			p.chain = c.copy()
 			break
 		}
 	}
@@ -195,18 +194,14 @@ func (m *Machine) takeM3(msg *message) error {
 	t := p.t.fork()
 	t.mixHash(binary.BigEndian.AppendUint32(nil, p.index))
 	if p.attempt == 0 {
-		c := &p.chain
-		if c.rk.Len() == 0 {
-			c = nil
-		}
-		m.mixChain(t, c)
+		m.mixChain(t, p.used())
 	}
 	plain, err := t.open("c3", msg.payload)
 	var c choice
 	if err == nil {
 		err = c.decode(plain)
 	}
-	if err != nil || c.attempt != p.attempt+1 || c.attempt > maxAttempts {
+	if err != nil || c.attempt != p.attempt+1 || c.attempt > maxAttempts && len(c.ids) > 0 {
 		t.clear()
 		return errStray
 	}
@@ -233,9 +228,9 @@ func (m *Machine) unfit(p *pending) refusal {
 	case theirs.floor != m.cfg.Policy.floor() || p.choice.mode == Blocked:
 		m.alarm(mismatch(m.cfg.Policy, theirs.policy))
 		return refusedPolicy
-	case p.choice.mode != min(m.cfg.Policy.offer(), theirs.offer):
-		m.alarm(fmt.Sprintf("peer asks for an epoch of level %d under policy %s",
-			p.choice.mode, theirs.policy))
+	case !m.agrees(p):
+		m.alarm(fmt.Sprintf("peer asks for an epoch of level %v, which policy %v does not allow now",
+			p.choice.mode, m.cfg.Policy))
 		return refusedPolicy
 	case m.collecting() || m.full(theirs) > 0 || m.scheduled && m.init.committed():
 		return refusedBusy
@@ -247,6 +242,22 @@ func (m *Machine) unfit(p *pending) refusal {
 		}
 	}
 	return accepted
+}
+
+// used is the chain secret of the handshake, nil if the chain starts anew.
+func (p *pending) used() *chain {
+	if p.chain.rk.Len() == 0 {
+		return nil
+	}
+	return &p.chain
+}
+
+// agrees tells whether the peer's choice is one we would make in its place.
+func (m *Machine) agrees(p *pending) bool {
+	if p.choice.mode == QKD {
+		return min(m.cfg.Policy.offer(), p.hello.offer) == QKD
+	}
+	return p.choice.mode == p.used().level() && m.allowed(p.used())
 }
 
 // accept goes on with a fitting M3. A handshake of our own gives way to it.
@@ -306,6 +317,7 @@ func (m *Machine) confirmM3(p *pending, keys []tunnel.Key) {
 		return
 	}
 	e, next := p.t.split(false)
+	next = p.used().heir(next, p.choice.mode, m.now)
 	m.stats.KeysUsed += uint64(len(keys))
 	m.complete(e, p.choice, p.index, p.peerIdx)
 	// Until the initiator confirms the new chain secret, the one before is
@@ -313,9 +325,24 @@ func (m *Machine) confirmM3(p *pending, keys []tunnel.Key) {
 	for i := range m.chains {
 		m.chains[i].rk.Clear()
 	}
-	m.chains = [2]chain{next, {id: p.chain.id, rk: secret.Copy(p.chain.rk.Expose())}}
-	m.installResponder(e, p.m3)
+	m.chains = [2]chain{next, p.chain.copy()}
+	m.installResponder(e, p.m3, p.why(m))
 	m.dropPending(p.index)
+}
+
+// why tells the reason for an epoch without a fresh QKD key.
+func (p *pending) why(m *Machine) string {
+	switch {
+	case p.choice.mode == QKD || m.cfg.Policy.offer() < QKD:
+		return ""
+	case p.hello.offer < QKD:
+		return "the peer's policy is " + p.hello.policy.String()
+	case p.choice.source >= sourceEmpty:
+		return "peer's key manager " + p.choice.source.String()
+	case m.source.state >= sourceEmpty:
+		return "key manager " + m.source.state.String()
+	}
+	return "key managers do not know each other's keys"
 }
 
 // refuse sends a sealed error. The handshake stays open for another attempt
@@ -324,10 +351,19 @@ func (m *Machine) refuse(p *pending, v verdict) {
 	v.epoch = p.choice.epoch
 	p.phase, p.request = sentM2, 0
 	ok := m.sendM4(p, p.t, "c4 error", v)
-	again := v.status == refusedUnknown || v.status == refusedReused
-	if !ok || !again || p.attempt >= maxAttempts {
+	if !ok || !m.goesOn(p, v.status) {
 		m.dropPending(p.index)
 	}
+}
+
+// goesOn tells whether the initiator may answer our refusal: with other keys,
+// or without any where the policy allows that.
+func (m *Machine) goesOn(p *pending, s refusal) bool {
+	key := s == refusedUnknown || s == refusedReused
+	if m.cfg.Policy.floor() == QKD {
+		return key && p.attempt < maxAttempts
+	}
+	return (key || s == refusedDown) && p.attempt <= maxAttempts
 }
 
 func (m *Machine) sendM4(p *pending, t *transcript, label string, v verdict) bool {

@@ -7,6 +7,7 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/quietline/quietline/secret"
 )
@@ -134,8 +135,38 @@ func (t *transcript) aead(label string) cipher.AEAD {
 // chain is a chain secret: the heir of all QKD keys and KEM secrets of the
 // epochs before. Its identifier may be seen by the peer only.
 type chain struct {
-	id [16]byte
-	rk secret.Bytes
+	id    [16]byte
+	rk    secret.Bytes
+	qkd   bool      // a QKD key is in it
+	fresh time.Time // when the youngest QKD key went in
+	depth int       // epochs since then
+}
+
+// heir notes what the chain secret after c rests on, when an epoch of the
+// level was made from c; c may be nil.
+func (c *chain) heir(next chain, level Level, now time.Time) chain {
+	switch {
+	case level == QKD:
+		next.qkd, next.fresh = true, now
+	case c != nil && c.qkd:
+		next.qkd, next.fresh, next.depth = true, c.fresh, c.depth+1
+	}
+	return next
+}
+
+// level is what an epoch without a QKD key of its own rests on.
+func (c *chain) level() Level {
+	if c != nil && c.qkd {
+		return Chained
+	}
+	return PQC
+}
+
+// copy is for a handshake under way; it is cleared with it.
+func (c *chain) copy() chain {
+	d := *c
+	d.rk = secret.Copy(c.rk.Expose())
+	return d
 }
 
 // split yields the epoch keys and the next chain secret, then clears ck.

@@ -68,6 +68,7 @@ type end struct {
 	gone    map[uint32]bool // epochs dropped at HoldMax
 	wake    time.Time
 	events  []Event
+	run     int // epochs in a row without a QKD key of their own
 	opened  int
 	lost    int
 	ups     int
@@ -261,6 +262,7 @@ func (e *end) obey(out Output) {
 		}
 		e.blocked = false
 		e.ups++
+		e.count(e.send)
 	}
 	if out.Confirm {
 		e.record()
@@ -311,6 +313,19 @@ func (e *end) obey(out Output) {
 				e.step(Input{})
 			}
 		})
+	}
+}
+
+// count follows the chain from outside: how many epochs in a row came
+// without a fresh QKD key.
+func (e *end) count(ep *Epoch) {
+	if len(ep.KeyIDs) > 0 {
+		e.run = 0
+		return
+	}
+	e.run++
+	if c := e.m.cfg; c.Policy == QKDRequired && e.run > c.MaxChain {
+		e.w.broken("end %d chains %d epochs, %d are allowed", e.id, e.run, c.MaxChain)
 	}
 }
 
@@ -427,8 +442,8 @@ func (e *end) judge(ep *Epoch, to *end) {
 	if age := w.now.Sub(ep.Made); age > e.m.cfg.HoldMax {
 		w.broken("end %d seals with an epoch of age %v", e.id, age)
 	}
-	if e.m.cfg.Policy == QKDStrict && (ep.Level != QKD || len(ep.KeyIDs) == 0) {
-		w.broken("end %d seals without a QKD key under %v", e.id, e.m.cfg.Policy)
+	if p := e.m.cfg.Policy; ep.Level < p.floor() || ep.Level == QKD && len(ep.KeyIDs) == 0 {
+		w.broken("end %d seals without a QKD key under %v", e.id, p)
 	}
 	restarted := to.life > 1 && !to.ever[ep.SendIndex]
 	if to.recv[ep.SendIndex] == nil && !to.gone[ep.SendIndex] && !restarted {

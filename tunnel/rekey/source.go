@@ -98,6 +98,9 @@ func (m *Machine) setSource(s sourceState) {
 	}
 	if was >= sourceEmpty {
 		m.notBefore = m.now
+		if m.cur != nil && m.cur.level < QKD {
+			m.wanted = true // the epoch gets better as soon as it can
+		}
 		for bad := sourceEmpty; bad <= sourceDenied; bad++ {
 			delete(m.alarms, "key manager "+bad.String())
 		}
@@ -113,10 +116,14 @@ func (m *Machine) tickSource() {
 	m.ask(&KeyRequest{}, asker{})
 }
 
-// mayDraw tells whether a handshake of ours has a chance: a policy that needs
-// a fresh key does not start one while our key manager has none.
+// mayDraw tells whether a handshake of ours has a chance: none is started
+// while our key manager has no key and the policy needs one.
 func (m *Machine) mayDraw() bool {
-	return m.cfg.Policy.floor() < QKD || m.source.state < sourceEmpty
+	c := &m.chains[0]
+	if c.rk.Len() == 0 {
+		c = nil
+	}
+	return m.source.state < sourceEmpty || m.allowed(c)
 }
 
 // canCollect tells whether asking for keys by key_ID has a chance.

@@ -12,6 +12,8 @@ type State struct {
 
 	Epoch      uint64        // number of the sending epoch; 0 = none
 	Made       time.Time     // of the sending epoch
+	Fresh      time.Time     // when the youngest QKD key that the epoch rests on went in; zero = none
+	Chained    int           // epochs since then
 	Receive    int           // receive epochs held, 0 to 2
 	BlockAt    time.Time     // when the line blocks unless a new epoch comes; zero = no epoch
 	RTT        time.Duration // of the last handshake
@@ -45,6 +47,9 @@ func (m *Machine) State() State {
 		Why: m.why, RTT: m.rtt, Failure: m.failure, KeyManager: m.source.state.String()}
 	if m.cur != nil {
 		s.Epoch, s.Made, s.BlockAt = m.cur.number, m.cur.made, m.cur.made.Add(m.cfg.HoldMax)
+	}
+	if c := m.chains[0]; c.qkd && m.cur != nil {
+		s.Fresh, s.Chained = c.fresh, c.depth
 	}
 	for _, e := range [...]*held{m.cur, m.old, m.next} {
 		if e != nil {
