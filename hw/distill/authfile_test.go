@@ -49,6 +49,7 @@ func reopen(t testing.TB, path string) *AuthFile {
 // Whatever is asked for in whatever order, over restarts: no pad comes twice,
 // and none comes to the sender it is not for.
 func TestPadsComeOnce(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp("", "auth")
 		if err != nil {
@@ -108,6 +109,7 @@ func TestPadsComeOnce(t *testing.T) {
 }
 
 func TestTakeMarksBefore(t *testing.T) {
+	t.Parallel()
 	f, _ := newAuth(t, 96)
 	if _, err := f.Take(PadName{Index: 7}); err != nil {
 		t.Fatal(err)
@@ -125,6 +127,7 @@ func TestTakeMarksBefore(t *testing.T) {
 
 // What was given out is on disk as used before it is given out, and gone.
 func TestUsedPadsLeaveTheFile(t *testing.T) {
+	t.Parallel()
 	f, path := newAuth(t, 96)
 	want := make([]byte, 16)
 	binary.LittleEndian.PutUint64(want, 1004)
@@ -146,6 +149,7 @@ func TestUsedPadsLeaveTheFile(t *testing.T) {
 }
 
 func TestPoolSurvivesRestart(t *testing.T) {
+	t.Parallel()
 	f, path := newAuth(t, 96)
 	if err := f.Add(3, 4, make([]byte, 96)); err != nil {
 		t.Fatal(err)
@@ -164,6 +168,7 @@ func TestPoolSurvivesRestart(t *testing.T) {
 }
 
 func TestFailedWriteGivesNothing(t *testing.T) {
+	t.Parallel()
 	f, path := newAuth(t, 96)
 	// The folder goes away: the write before the pad is given out fails.
 	if err := os.RemoveAll(filepath.Dir(path)); err != nil {
@@ -180,6 +185,7 @@ func TestFailedWriteGivesNothing(t *testing.T) {
 }
 
 func TestPoolIsLocked(t *testing.T) {
+	t.Parallel()
 	f, path := newAuth(t, 96)
 	if _, err := OpenAuthFile(path); err == nil || !strings.Contains(err.Error(), "in use") {
 		t.Errorf("second open: %v", err)
@@ -192,6 +198,7 @@ func TestPoolIsLocked(t *testing.T) {
 }
 
 func TestCreateRefuses(t *testing.T) {
+	t.Parallel()
 	_, path := newAuth(t, 96)
 	if err := CreateAuthFile(path, authSeed(96)); !errors.Is(err, os.ErrExist) {
 		t.Errorf("over a pool: %v", err)
@@ -202,6 +209,7 @@ func TestCreateRefuses(t *testing.T) {
 }
 
 func TestOpenRefuses(t *testing.T) {
+	t.Parallel()
 	_, path := newAuth(t, 96)
 	good, err := os.ReadFile(path)
 	if err != nil {
@@ -231,6 +239,7 @@ func TestOpenRefuses(t *testing.T) {
 }
 
 func TestSegmentsAreBounded(t *testing.T) {
+	t.Parallel()
 	f, _ := newAuth(t, 96)
 	for i := range uint64(maxSegments + 5) {
 		if err := f.Add(1, i, make([]byte, 48)); err != nil {
@@ -251,6 +260,7 @@ func TestSegmentsAreBounded(t *testing.T) {
 
 // A pool put back from a copy would use pads again. The peer has seen them.
 func TestRolledBackPoolIsRefused(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 21)
 	path := l.auth[Alice].path
 	old, err := os.ReadFile(path)
@@ -279,6 +289,7 @@ func TestRolledBackPoolIsRefused(t *testing.T) {
 
 // However many tags were lost on the way or forged, the ends find together.
 func TestLostTagsDoNotPartTheEnds(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 22)
 	for i := range uint32(100) { // bob's accepts that alice never saw
 		if _, err := l.auth[Bob].Take(PadName{Index: 3*i + 2}); err != nil {
@@ -294,6 +305,7 @@ func TestLostTagsDoNotPartTheEnds(t *testing.T) {
 }
 
 func TestForgedTagsCostNothing(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 24)
 	l.tamper = func(_ Role, raw []byte) [][]byte {
 		if raw[0] == kindAmplify {
@@ -316,6 +328,7 @@ func TestForgedTagsCostNothing(t *testing.T) {
 }
 
 func TestNoSharedKeyEndsSession(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 23)
 	for _, i := range []uint32{3070, 3071} {
 		if _, err := l.auth[Alice].Take(PadName{Index: i}); err != nil {

@@ -110,9 +110,11 @@ type Output struct {
 	// answers with as many Preparations, in this order, in one or several
 	// later Inputs; a later Prepared comes after an earlier one.
 	Prepared []uint64
-	Blocks   []hw.Block    // finished: authenticated, verified, amplified; the caller owns and clears Bits
-	Alarms   []hw.Event    // QBER above the limit, authentication failed, …
-	Wake     time.Duration // call Step again after this long; 0 = no need
+	// Blocks are finished: authenticated, verified, amplified; rising Seq. The
+	// caller owns and clears Bits.
+	Blocks []hw.Block
+	Alarms []hw.Event    // QBER above the limit, authentication failed, …
+	Wake   time.Duration // call Step again after this long; 0 = no need
 }
 
 // MaxMessage is the largest message of either end, bytes; a reader may refuse

@@ -24,7 +24,8 @@ type physics struct {
 func (p physics) qber() float64 { return (1-p.eve)*p.err + p.eve*(p.err/2+.25) }
 
 // draw returns n events: what alice sent and what bob saw.
-func (p physics) draw(rng *rand.Rand, cfg Config, n int, slot uint64) (map[uint64]Preparation, []Detection) {
+func (p physics) draw(rng *rand.Rand, cfg Config, n int, slot uint64) (
+	map[uint64]Preparation, []Detection) {
 	preps := map[uint64]Preparation{}
 	var dets []Detection
 	gain := func(mu float64) float64 { return p.y0 + 1 - math.Exp(-p.eta*mu) }
@@ -60,7 +61,9 @@ func (p physics) draw(rng *rand.Rand, cfg Config, n int, slot uint64) (map[uint6
 }
 
 // seeded is a source for reproducible runs of what must be true randomness.
-func seeded(seed uint64) *rand.ChaCha8 { return rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}) }
+func seeded(seed uint64) *rand.ChaCha8 {
+	return rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)})
+}
 
 // testConfig is a short block that still holds key.
 func testConfig() Config {

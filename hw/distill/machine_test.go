@@ -16,6 +16,7 @@ import (
 )
 
 func TestBlocksAreEqual(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 1)
 	l.run(3)
 	l.quiet()
@@ -45,6 +46,7 @@ func TestBlocksAreEqual(t *testing.T) {
 }
 
 func TestKeyBitsLookRandom(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 2)
 	l.run(1)
 	ones, n := 0, 0
@@ -63,6 +65,7 @@ func TestKeyBitsLookRandom(t *testing.T) {
 
 // Every parity and hash bit that alice sends is counted, and nothing else.
 func TestLeakIsWhatWasSent(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 3)
 	frames, least, most := 0, 0, 0
 	l.tamper = func(to Role, raw []byte) [][]byte {
@@ -90,6 +93,7 @@ func TestLeakIsWhatWasSent(t *testing.T) {
 }
 
 func TestEveLeavesNoKey(t *testing.T) {
+	t.Parallel()
 	phys := short
 	phys.eve = 1
 	l := newLink(t, testConfig(), phys, 4)
@@ -123,6 +127,7 @@ func TestEveLeavesNoKey(t *testing.T) {
 // Half of the pulses intercepted: the key basis is above the limit or the
 // phase error eats the key; either way there is none.
 func TestHalfAnEve(t *testing.T) {
+	t.Parallel()
 	phys := short
 	phys.eve = .3
 	l := newLink(t, testConfig(), phys, 5)
@@ -134,6 +139,7 @@ func TestHalfAnEve(t *testing.T) {
 }
 
 func TestErrorsInTestBasisAloneCostKey(t *testing.T) {
+	t.Parallel()
 	phys := short
 	before := newLink(t, testConfig(), phys, 6)
 	before.run(1)
@@ -148,6 +154,7 @@ func TestErrorsInTestBasisAloneCostKey(t *testing.T) {
 }
 
 func TestAuthenticationKeyIsCounted(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 8)
 	before := l.auth[Bob].Left()
 	l.run(3)
@@ -172,6 +179,7 @@ func TestAuthenticationKeyIsCounted(t *testing.T) {
 // A broken connection in any place loses blocks, never equality, and the next
 // session works with what authentication key both have.
 func TestBrokenConnectionAnywhere(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 9)
 	kinds := []uint8{kindHello, kindAnnounce, kindSifted, kindParities, kindVerify, kindVerified,
 		kindAmplify, kindAccept, kindAck}
@@ -209,6 +217,7 @@ func TestBrokenConnectionAnywhere(t *testing.T) {
 
 // One changed, lost, doubled or reordered message in a random place.
 func TestDisturbedChannel(t *testing.T) {
+	t.Parallel()
 	runs := 25
 	if os.Getenv("QUIETLINE_LONG") != "" {
 		runs = 2000
@@ -293,6 +302,7 @@ func (d *disturber) tamper(to Role, raw []byte) [][]byte {
 }
 
 func TestConfigIsChecked(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 11)
 	for name, change := range map[string]func(*Config){
 		"role":          func(c *Config) { c.Role = 2 },
@@ -322,6 +332,7 @@ func TestConfigIsChecked(t *testing.T) {
 }
 
 func TestDifferentConfigsDoNotTalk(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 12)
 	cfg := testConfig()
 	cfg.EpsSec = 1e-7
@@ -334,12 +345,14 @@ func TestDifferentConfigsDoNotTalk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := l.ends[Bob].Step(l.now, Input{Message: out.Messages[0]}); !errors.Is(err, ErrMismatch) {
+	_, err = l.ends[Bob].Step(l.now, Input{Message: out.Messages[0]})
+	if !errors.Is(err, ErrMismatch) {
 		t.Errorf("error is %v", err)
 	}
 }
 
 func TestWrongInputKills(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		role Role
 		in   Input
@@ -364,6 +377,7 @@ func TestWrongInputKills(t *testing.T) {
 }
 
 func TestBacklogIsBounded(t *testing.T) {
+	t.Parallel()
 	cfg := testConfig()
 	cfg.BlockBits = 4096
 	l := newLink(t, cfg, short, 14)
@@ -377,6 +391,7 @@ func TestBacklogIsBounded(t *testing.T) {
 }
 
 func TestSilentPeerEndsSession(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, testConfig(), short, 15)
 	l.tamper = func(to Role, raw []byte) [][]byte {
 		if raw[0] == kindBegin {

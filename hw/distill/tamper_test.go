@@ -10,6 +10,7 @@ import (
 // Changes that keep every message well formed reach the tags, and each is
 // found by the tag that must find it.
 func TestTagsCatchWellFormedChanges(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		kind   uint8
@@ -60,6 +61,7 @@ func TestTagsCatchWellFormedChanges(t *testing.T) {
 // Somebody in the middle who lets alice believe that decoys were signals, or
 // changes bob's slots: nothing in between notices, the tags do.
 func TestQuietLiesAreFound(t *testing.T) {
+	t.Parallel()
 	for name, lie := range map[string]func(to Role, raw []byte){
 		"intensities": func(to Role, raw []byte) {
 			if raw[0] != kindSifted {
@@ -104,6 +106,7 @@ func TestQuietLiesAreFound(t *testing.T) {
 
 // The messages of a finished session, played again to a new one, do nothing.
 func TestReplay(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 33)
 	var old [2][][]byte
 	l.tamper = func(to Role, raw []byte) [][]byte {
@@ -139,6 +142,7 @@ func TestReplay(t *testing.T) {
 
 // Bytes that are no message end the session for good.
 func TestDeadMachineStaysDead(t *testing.T) {
+	t.Parallel()
 	l := newLink(t, tinyConfig(), clean, 34)
 	l.step(Bob, Input{Message: []byte{99}})
 	first := l.errs[Bob]
@@ -215,7 +219,8 @@ func (noKeys) Peek(PadName) ([16]byte, error)   { return [16]byte{}, ErrPadUsed 
 func (noKeys) Add(uint64, uint64, []byte) error { return nil }
 
 func FuzzAnnouncement(f *testing.F) {
-	f.Add(encodeAnnouncement(1, 0, []Detection{{0, Key, 1}, {5, Test, 1}, {1 << 40, Test, 0}})[headBytes:])
+	ds := []Detection{{0, Key, 1}, {5, Test, 1}, {1 << 40, Test, 0}}
+	f.Add(encodeAnnouncement(1, 0, ds)[headBytes:])
 	f.Add([]byte{1, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var a announcement
@@ -238,7 +243,8 @@ func FuzzAnnouncement(f *testing.F) {
 }
 
 func FuzzHello(f *testing.F) {
-	f.Add(hello{Alice, 3, [32]byte{1}, []AuthSegment{{0, 0, 96, [2]uint32{1, 5}}}}.encode()[headBytes:])
+	segments := []AuthSegment{{0, 0, 96, [2]uint32{1, 5}}}
+	f.Add(hello{Alice, 3, [32]byte{1}, segments}.encode()[headBytes:])
 	f.Fuzz(func(t *testing.T, body []byte) {
 		var h hello
 		if h.decode(&reader{b: body}) && !bytes.Equal(h.encode()[headBytes:], body) {

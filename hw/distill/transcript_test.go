@@ -51,7 +51,8 @@ func (w *transcript) tamper(to Role, raw []byte) [][]byte {
 
 func (w *transcript) flush() {
 	if w.rounds > 0 {
-		w.lines = append(w.lines, fmt.Sprintf("               %d rounds of parities and differences", w.rounds/2))
+		w.lines = append(w.lines,
+			fmt.Sprintf("               %d rounds of parities and differences", w.rounds/2))
 		w.rounds = 0
 	}
 }
@@ -77,6 +78,7 @@ func outcome(l *link, blocks, alarms [2]int) (lines []string) {
 // the channel. `go test -rewrite` writes them anew; commit that only when the
 // change is understood.
 func TestTranscripts(t *testing.T) {
+	t.Parallel()
 	datadriven.Walk(t, "testdata/transcripts", func(t *testing.T, path string) {
 		var l *link
 		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {

@@ -281,7 +281,8 @@ func checkPeer(c *net.UnixConn) error {
 
 func allowed(peer, own int) error {
 	if peer != 0 && peer != own {
-		return fmt.Errorf("%w: the other side runs as user %d, not as %d or root", hw.ErrRefused, peer, own)
+		return fmt.Errorf("%w: the other side runs as user %d, not as %d or root",
+			hw.ErrRefused, peer, own)
 	}
 	return nil
 }

@@ -202,14 +202,16 @@ func TestOnlyOwnUserAndRoot(t *testing.T) {
 		peer, own int
 		ok        bool
 	}{{1000, 1000, true}, {0, 1000, true}, {0, 0, true}, {1000, 0, false}, {1001, 1000, false}} {
-		if err := allowed(c.peer, c.own); (err == nil) != c.ok || (err != nil && !errors.Is(err, hw.ErrRefused)) {
+		err := allowed(c.peer, c.own)
+		if (err == nil) != c.ok || (err != nil && !errors.Is(err, hw.ErrRefused)) {
 			t.Errorf("user %d at %d: %v", c.peer, c.own, err)
 		}
 	}
 }
 
 func TestAddresses(t *testing.T) {
-	for _, bad := range []string{"", "unix://relative/path", "unix:rel", "tcp:///x", "unix:///x?y=1", "unix://%zz"} {
+	for _, bad := range []string{"", "unix://relative/path", "unix:rel", "tcp:///x",
+		"unix:///x?y=1", "unix://%zz"} {
 		if d, err := Open(bad, nil); err == nil {
 			_ = d.Close()
 			t.Errorf("%q was accepted", bad)

@@ -114,7 +114,8 @@ func TestPlanCutsWholeWords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		n := rapid.IntRange(MinBits, 1<<18).Draw(t, "n")
 		plan := NewPlan(n, .02, 0)
-		if lost := n - plan.Bits(); lost < 0 || lost >= 64*plan.Frames+plan.Frames || plan.FrameBits%64 != 0 {
+		lost := n - plan.Bits()
+		if lost < 0 || lost >= 64*plan.Frames+plan.Frames || plan.FrameBits%64 != 0 {
 			t.Fatalf("%d bits: %d frames of %d", n, plan.Frames, plan.FrameBits)
 		}
 	})

@@ -25,11 +25,14 @@ func TestAsymptoticReproducesMa2005(t *testing.T) {
 		{100, 1.718e-5, 1.602e-5},
 		{120, 4.815e-6, 4.369e-6},
 	} {
-		near(t, fmt.Sprintf("R(%g km)", c.km), Asymptotic(gys(c.km), .48, 1.22, .5), c.infinite, .005)
+		near(t, fmt.Sprintf("R(%g km)", c.km),
+			Asymptotic(gys(c.km), .48, 1.22, .5), c.infinite, .005)
 		near(t, fmt.Sprintf("weak R(%g km)", c.km),
 			AsymptoticWeak(gys(c.km), .48, .05, 1.22, .5), c.weak, .005)
 	}
-	for _, c := range []struct{ km, qber float64 }{{0, .0330}, {50, .0334}, {100, .0376}, {140, .0630}} {
+	for _, c := range []struct{ km, qber float64 }{
+		{0, .0330}, {50, .0334}, {100, .0376}, {140, .0630},
+	} {
 		near(t, fmt.Sprintf("E(%g km)", c.km), gys(c.km).QBER(.48), c.qber, .005)
 	}
 	last := func(rate func(float64) float64) float64 {
@@ -86,7 +89,8 @@ func optimum(c Channel, n float64, length func(Block) Result) float64 {
 		if x[3] >= x[2] {
 			return 0
 		}
-		b, pulses := expected(Source{Mu: [2]float64{x[2], x[3]}, P: [2]float64{x[1], 1 - x[1]}}, c, x[0], n)
+		s := Source{Mu: [2]float64{x[2], x[3]}, P: [2]float64{x[1], 1 - x[1]}}
+		b, pulses := expected(s, c, x[0], n)
 		return float64(length(b).Bits) / pulses
 	}
 	best := rate(x)
@@ -149,7 +153,8 @@ func TestLengthsAreOrdered(t *testing.T) {
 							.81*ch.Y0*math.Exp(-structural.Mu[k]))
 					}
 					if rate > limit || rate > PLOB(ch.Eta) {
-						t.Errorf("%g dB, n=%g: rate %g is above a limit (%g, %g)", db, n, rate, limit, PLOB(ch.Eta))
+						t.Errorf("%g dB, n=%g: rate %g is above a limit (%g, %g)",
+							db, n, rate, limit, PLOB(ch.Eta))
 					}
 					last = rate
 				}
