@@ -284,9 +284,7 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 		}
 		l.idKey = slices.Clone(key)
 	}
-	for _, s := range lease.Segments {
-		l.add(&segment{Segment: s, link: l, loaded: true})
-	}
+	l.load(lease)
 	m.links[c.ID] = l
 	r.links = append(r.links, l)
 	slices.SortFunc(r.links, func(a, b *link) int {

@@ -60,8 +60,30 @@ func (l *link) key(id kms.SegmentID) segmentNumber { return segmentNumber{id.Gen
 
 func (l *link) find(id kms.SegmentID) *segment { return l.segments[l.key(id)] }
 
+// load takes the segments of the store over. How much is left of the open ones
+// is what the ledger stores beyond the others; they are abandoned at once, so
+// that their sum is all that matters.
+func (l *link) load(lease kms.Lease) {
+	stored := lease.Ledger.Stored / (8 * SlotBytes)
+	for _, s := range lease.Segments {
+		if s.State == kms.StateNew || s.State == kms.StateConfirmed {
+			stored -= uint64(s.Slots)
+		}
+	}
+	for _, s := range lease.Segments {
+		x := &segment{Segment: s, link: l, loaded: true}
+		switch s.State {
+		case kms.StateNew, kms.StateConfirmed:
+			x.left = s.Slots
+		case kms.StateOpen:
+			x.left = int(min(uint64(s.Slots), stored))
+			stored -= uint64(x.left)
+		}
+		l.add(x)
+	}
+}
+
 func (l *link) add(s *segment) {
-	s.left = s.Slots
 	l.segments[l.key(s.ID)] = s
 	l.pending[s] = struct{}{}
 }
@@ -100,7 +122,7 @@ func (m *Machine) ingested(in Ingested) {
 		m.ingestedAgain(l, in)
 		return
 	}
-	s := &segment{Segment: in.Segment, link: l, since: m.now}
+	s := &segment{Segment: in.Segment, link: l, since: m.now, left: in.Segment.Slots}
 	l.generation, l.floor = id.Generation, id.Number+1
 	l.add(s)
 	blockBits, slotBits := uint64(8*s.BlockBytes), uint64(8*s.SlotBytes*s.Slots)

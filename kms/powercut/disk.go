@@ -181,11 +181,11 @@ func (d *diskServer) cut(fraction float64, seed uint64) (Loss, error) {
 // attachLoop gives a free loop device the file. The device clears itself when
 // its last user is gone; until it is mounted that is the returned file.
 func attachLoop(path string) (*os.File, error) {
-	back, err := os.OpenFile(path, os.O_RDWR, 0)
+	back, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	defer back.Close()
+	defer unix.Close(back)
 	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -200,7 +200,7 @@ func attachLoop(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		config := unix.LoopConfig{Fd: uint32(back.Fd()),
+		config := unix.LoopConfig{Fd: uint32(back),
 			Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
 		if err = unix.IoctlLoopConfigure(int(loop.Fd()), &config); err == nil {
 			return loop, nil

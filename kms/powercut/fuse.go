@@ -55,7 +55,7 @@ var native = binary.NativeEndian
 
 // fuseFile is a regular file mounted from content.
 type fuseFile struct {
-	dev    *os.File
+	dev    int // /dev/fuse
 	c      content
 	direct bool // no page cache between: a block device's image
 }
@@ -63,8 +63,9 @@ type fuseFile struct {
 // mountFile mounts c on the existing file at path and serves it until the
 // kernel lets go of the mount.
 func mountFile(path string, c content, direct bool) error {
-	// Non-blocking, so that the runtime's poller waits and not a thread.
-	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	// A plain descriptor, not an os.File: the runtime's poller asks each file
+	// it is given whether it is ready, which for one of ours is a request to us.
+	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/fuse: %w", err)
 	}
@@ -74,17 +75,17 @@ func mountFile(path string, c content, direct bool) error {
 		_ = unix.Close(fd)
 		return fmt.Errorf("mount fuse: %w", err)
 	}
-	f := &fuseFile{dev: os.NewFile(uintptr(fd), "/dev/fuse"), c: c, direct: direct}
+	f := &fuseFile{dev: fd, c: c, direct: direct}
 	go f.serve()
 	return nil
 }
 
 // serve ends when the last user of the mount is gone.
 func (f *fuseFile) serve() {
-	defer f.dev.Close()
+	defer unix.Close(f.dev)
 	buf := make([]byte, maxWrite+4096)
 	for {
-		n, err := f.dev.Read(buf)
+		n, err := unix.Read(f.dev, buf)
 		switch {
 		case errors.Is(err, syscall.ENODEV):
 			return
@@ -179,5 +180,5 @@ func (f *fuseFile) reply(unique uint64, errno syscall.Errno, body []byte) {
 	native.PutUint32(b[0:], uint32(outHeader+len(body)))
 	native.PutUint32(b[4:], uint32(-int32(errno)))
 	native.PutUint64(b[8:], unique)
-	_, _ = f.dev.Write(append(b, body...))
+	_, _ = unix.Write(f.dev, append(b, body...))
 }

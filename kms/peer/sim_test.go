@@ -1,0 +1,789 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/storetest"
+)
+
+// The simulator runs two KMEs, their disks, devices, network and callers in
+// one goroutine from one seed, and checks the invariants after every step. A
+// history has a part with faults and a quiet part in which stock must flow
+// again. What is not the protocol (disk, network, callers) is here in its
+// plainest form.
+
+// histories sets what may go wrong.
+type histories struct {
+	steps     int
+	restores  bool // one disk at a time is put back to an older copy
+	bothOld   bool // both are, before either lives again
+	trust     bool // trust_disks
+	planted   int
+	traceOnly bool
+}
+
+type simSAE struct {
+	id   etsi014.SAEID
+	site int
+}
+
+var simSAEs = []simSAE{{"a1", 0}, {"a2", 0}, {"b1", 1}, {"b2", 1}}
+
+// drawnKey is a key that an initiator was answered.
+type drawnKey struct {
+	ref       KeyRef
+	initiator etsi014.SAEID
+	targets   []etsi014.SAEID
+	site      int
+	at        time.Duration
+	lives     [2]int // of the sites, when it was drawn
+	fetched   map[etsi014.SAEID]bool
+}
+
+type simSlot struct {
+	segment kms.SegmentID
+	slot    int
+}
+
+type packet struct {
+	to   int
+	data []byte
+	at   time.Duration
+}
+
+type waitingDraw struct {
+	Draw
+	since time.Duration
+}
+
+type simSite struct {
+	w     *world
+	n     int
+	id    etsi014.KMEID
+	disk  *storetest.Memory
+	old   []*storetest.Memory // copies to restore
+	m     *Machine
+	fence kms.Fence
+	alive bool
+	life  int // counts incarnations of any kind
+	inc   Incarnation
+	conn  bool // as the machine was told
+	ready time.Duration
+	wake  time.Duration
+	inbox []uint64 // block numbers the device holds unacknowledged
+	asked map[uint64]waitingDraw
+	read  map[uint64]uint64 // ticket to block number
+	fetch map[uint64]Fetch
+}
+
+type world struct {
+	h       histories
+	seed    uint64
+	rng     *rand.Rand
+	now     time.Duration
+	sites   [2]*simSite
+	net     []packet
+	linked  bool
+	faults  bool
+	ticket  uint64
+	block   uint64
+	corrupt map[uint64]bool
+
+	keys      []*drawnKey
+	byID      map[etsi014.KeyID]*drawnKey
+	mastered  map[simSlot]uint64 // to the draw that got it
+	ownerOf   map[kms.SegmentID]int
+	lives     map[string]bool
+	delivered int
+	taken     int
+	quietGot  [2]int
+	trace     []string
+}
+
+const (
+	simSlots     = 8
+	simRetention = 20 * time.Second
+	simLink      = kms.LinkID("l")
+)
+
+func newWorld(seed uint64, h histories) *world {
+	w := &world{h: h, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)),
+		now: time.Millisecond, faults: true,
+		corrupt: map[uint64]bool{}, byID: map[etsi014.KeyID]*drawnKey{},
+		mastered: map[simSlot]uint64{}, ownerOf: map[kms.SegmentID]int{}, lives: map[string]bool{}}
+	for i, id := range []etsi014.KMEID{"a", "b"} {
+		w.sites[i] = &simSite{w: w, n: i, id: id, disk: storetest.NewMemory(id)}
+	}
+	return w
+}
+
+// violation is a broken invariant; it ends the history.
+type violation struct{ text string }
+
+func (w *world) fail(format string, args ...any) {
+	panic(violation{fmt.Sprintf(format, args...)})
+}
+
+func (w *world) log(format string, args ...any) {
+	if w.h.traceOnly {
+		w.trace = append(w.trace, fmt.Sprintf("%8.3f ", w.now.Seconds())+fmt.Sprintf(format, args...))
+	}
+}
+
+// run plays the history; nil means all invariants held.
+func (w *world) run() (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			v, ok := p.(violation)
+			if !ok {
+				panic(p)
+			}
+			err = errors.New(v.text)
+		}
+	}()
+	for _, s := range w.sites {
+		s.boot()
+	}
+	for range w.h.steps {
+		w.step()
+	}
+	w.quiet()
+	return nil
+}
+
+func (w *world) chance(percent int) bool { return w.rng.IntN(100) < percent }
+
+// step is one random event.
+func (w *world) step() {
+	s := w.sites[w.rng.IntN(2)]
+	switch x := w.rng.IntN(100); {
+	case x < 44:
+		w.deliver()
+	case x < 54:
+		w.advance()
+	case x < 60:
+		w.makeBlock()
+	case x < 68:
+		s.ingest()
+	case x < 80:
+		s.drawKeys()
+	case x < 93:
+		s.fetchKeys()
+	case x < 95:
+		if w.linked {
+			w.cut()
+		} else {
+			w.join()
+		}
+	case x < 96 && w.h.steps > 0:
+		s.crash("at rest")
+	case x < 97:
+		s.cancelOne()
+	case x < 98:
+		if s.alive && len(s.old) < 3 {
+			s.old = append(s.old, s.disk.Clone())
+		}
+	default:
+		w.now += time.Duration(w.rng.IntN(8000)) * time.Millisecond
+		w.advance()
+	}
+	for _, s := range w.sites {
+		if !s.alive && w.now >= s.ready {
+			s.boot()
+		}
+	}
+	if !w.linked && w.chance(10) {
+		w.join()
+	}
+}
+
+// advance moves time to what is due next.
+func (w *world) advance() {
+	next := w.now + 500*time.Millisecond
+	for _, s := range w.sites {
+		if s.alive && s.wake > w.now {
+			next = min(next, s.wake)
+		}
+		if !s.alive {
+			next = min(next, max(s.ready, w.now))
+		}
+	}
+	w.now = max(next, w.now+time.Millisecond)
+	for _, s := range w.sites {
+		if s.alive && s.wake <= w.now {
+			s.feed(Tick{})
+		}
+	}
+}
+
+// deliver hands over one packet whose time has come, in any order.
+func (w *world) deliver() {
+	if len(w.net) == 0 {
+		w.advance()
+		return
+	}
+	i := w.rng.IntN(len(w.net))
+	if !w.faults { // oldest first, so that the quiet part is quick
+		i = 0
+	}
+	p := w.net[i]
+	if p.at > w.now {
+		if w.faults && w.chance(70) {
+			return
+		}
+		w.now = p.at
+	}
+	w.net = slices.Delete(w.net, i, i+1)
+	if s := w.sites[p.to]; s.alive && s.conn {
+		s.feed(Received{Peer: w.sites[1-p.to].id, Data: p.data})
+	}
+}
+
+func (w *world) send(to int, data []byte) {
+	copies := 1
+	delay := func() time.Duration { return time.Duration(1+w.rng.IntN(20)) * time.Millisecond }
+	if w.faults {
+		switch x := w.rng.IntN(100); {
+		case x < 10:
+			copies = 0
+		case x < 20:
+			copies = 2
+		}
+	}
+	for range copies {
+		at := w.now + delay()
+		if w.faults && w.chance(5) {
+			at += time.Duration(w.rng.IntN(10000)) * time.Millisecond
+		}
+		w.net = append(w.net, packet{to, data, at})
+	}
+	if len(w.net) > 400 {
+		w.net = slices.Delete(w.net, 0, len(w.net)-400)
+	}
+}
+
+func (w *world) cut() {
+	w.linked = false
+	for _, s := range w.sites {
+		if s.alive && s.conn {
+			s.conn = false
+			s.feed(Disconnected{Peer: w.sites[1-s.n].id})
+		}
+	}
+	if w.chance(50) {
+		w.net = nil // else some of it comes after the reconnect
+	}
+}
+
+func (w *world) join() {
+	if !w.sites[0].alive || !w.sites[1].alive {
+		return
+	}
+	w.linked = true
+	for _, s := range w.sites {
+		if s.alive {
+			s.conn = true
+			s.feed(Connected{Peer: w.sites[1-s.n].id})
+		}
+	}
+}
+
+// makeBlock lets the devices finish a block; one may miss it, or have another.
+func (w *world) makeBlock() {
+	if len(w.sites[0].inbox) > 12 || len(w.sites[1].inbox) > 12 {
+		return
+	}
+	w.block++
+	if w.faults && w.chance(3) {
+		w.corrupt[w.block] = true
+	}
+	for _, s := range w.sites {
+		if !w.faults || !w.chance(4) {
+			s.inbox = append(s.inbox, w.block)
+		}
+	}
+}
+
+func (w *world) bits(site int, number uint64) []byte {
+	b := make([]byte, Reserved+simSlots*SlotBytes)
+	for i := range b {
+		b[i] = byte(number>>(8*(i%3))) + byte(i*7)
+	}
+	if w.corrupt[number] && site == 1 {
+		b[Reserved+3] ^= 4
+	}
+	return b
+}
+
+var zeroSlots = make([]byte, simSlots*SlotBytes)
+
+func (s *simSite) ingest() {
+	if !s.alive || len(s.inbox) == 0 {
+		return
+	}
+	w := s.w
+	number := s.inbox[0]
+	for _, n := range s.read {
+		if n == number {
+			return
+		}
+	}
+	id := kms.SegmentID{Link: simLink, Generation: 1, Number: number}
+	seg, _, err := Cut(id, s.id, w.sites[1-s.n].id, Weights{}, false, w.bits(s.n, number))
+	if err != nil {
+		w.fail("cut: %v", err)
+	}
+	w.ticket++
+	s.read[w.ticket] = number
+	s.feed(Ingested{Ticket: w.ticket, Segment: seg, Sealed: kms.Sealed{
+		Key: kms.Wrapped{Epoch: 1, Bytes: []byte{1}}, Slots: zeroSlots}})
+}
+
+func (s *simSite) drawKeys() {
+	if !s.alive {
+		return
+	}
+	w := s.w
+	var local, far []etsi014.SAEID
+	for _, x := range simSAEs {
+		if x.site == s.n {
+			local = append(local, x.id)
+		} else {
+			far = append(far, x.id)
+		}
+	}
+	w.ticket++
+	d := Draw{Ticket: w.ticket, Initiator: local[w.rng.IntN(2)], Number: 1 + w.rng.IntN(3),
+		SizeBits: []int{256, 256, 256, 128, 512, 768}[w.rng.IntN(6)]}
+	d.Targets = []etsi014.SAEID{far[w.rng.IntN(2)]}
+	switch w.rng.IntN(10) {
+	case 0:
+		d.Targets = far
+	case 1:
+		for _, l := range local {
+			if l != d.Initiator {
+				d.Targets = append(d.Targets, l)
+			}
+		}
+	}
+	s.asked[d.Ticket] = waitingDraw{d, w.now}
+	s.feed(d)
+}
+
+func (s *simSite) cancelOne() {
+	if !s.alive || len(s.asked) == 0 {
+		return
+	}
+	s.feed(Cancel{Ticket: slices.Min(slices.Collect(maps.Keys(s.asked)))})
+}
+
+// fetchKeys asks for keys that were drawn, sometimes by the wrong SAE, twice,
+// or together with an unknown ID.
+func (s *simSite) fetchKeys() {
+	w := s.w
+	if !s.alive || len(w.keys) == 0 {
+		return
+	}
+	recent := w.keys[max(0, len(w.keys)-12):]
+	k := recent[w.rng.IntN(len(recent))]
+	target := k.targets[w.rng.IntN(len(k.targets))]
+	if w.siteOf(target) != s.n {
+		return
+	}
+	f := Fetch{Target: target, Initiator: k.initiator, IDs: []etsi014.KeyID{k.ref.ID}}
+	for _, o := range recent {
+		if o != k && o.initiator == k.initiator && slices.Contains(o.targets, target) && w.chance(40) &&
+			!o.fetched[target] {
+			f.IDs = append(f.IDs, o.ref.ID)
+		}
+	}
+	switch w.rng.IntN(12) {
+	case 0:
+		f.IDs = append(f.IDs, etsi014.KeyID{byte(w.rng.Uint32())})
+	case 1:
+		f.Target = simSAEs[w.rng.IntN(len(simSAEs))].id
+		if w.siteOf(f.Target) != s.n {
+			return
+		}
+	}
+	w.ticket++
+	f.Ticket = w.ticket
+	s.fetch[f.Ticket] = f
+	s.feed(f)
+}
+
+func (w *world) siteOf(sae etsi014.SAEID) int {
+	for _, x := range simSAEs {
+		if x.id == sae {
+			return x.site
+		}
+	}
+	return -1
+}
+
+// boot starts a process on the site's disk.
+func (s *simSite) boot() {
+	w := s.w
+	ctx := context.Background()
+	lease, err := s.disk.Lease(ctx, "", 0)
+	if err != nil {
+		w.fail("lease: %v", err)
+	}
+	link, err := s.disk.Lease(ctx, simLink, -1)
+	if err != nil {
+		w.fail("lease: %v", err)
+	}
+	snap := Snapshot{KME: lease, Links: map[kms.LinkID]kms.Lease{simLink: link},
+		IDKeys: map[kms.LinkID][]byte{}}
+	if link.IDKey.Epoch != 0 {
+		snap.IDKeys[simLink] = link.IDKey.Bytes
+	}
+	cfg := Config{KME: s.id, Links: []Link{{ID: simLink, Peer: w.sites[1-s.n].id}},
+		SAEs: map[etsi014.SAEID]etsi014.KMEID{}, TrustDisks: w.h.trust,
+		Retention: simRetention, ConfirmWithin: 5 * time.Second, Rand: simRand{w.rng}}
+	for _, x := range simSAEs {
+		cfg.SAEs[x.id] = w.sites[x.site].id
+	}
+	if s.m, err = New(cfg, snap); err != nil {
+		w.fail("new: %v", err)
+	}
+	s.alive, s.conn, s.fence, s.wake = true, false, lease.Fence, 0
+	s.asked, s.read, s.fetch = map[uint64]waitingDraw{}, map[uint64]uint64{}, map[uint64]Fetch{}
+	w.log("%s boots, incarnation %d, log %d", s.id, lease.Incarnation, lease.Position.Length)
+	s.feed(Boot{})
+}
+
+type simRand struct{ rng *rand.Rand }
+
+func (r simRand) Read(b []byte) (int, error) {
+	for i := range b {
+		b[i] = byte(r.rng.Uint32())
+	}
+	return len(b), nil
+}
+
+// crash ends the process; the disk may be put back to an older copy.
+func (s *simSite) crash(when string) {
+	w := s.w
+	if !s.alive {
+		return
+	}
+	w.log("%s crashes %s", s.id, when)
+	s.alive, s.conn, s.m = false, false, nil
+	s.ready = w.now + time.Duration(w.rng.IntN(3000))*time.Millisecond
+	w.linked = false
+	other := w.sites[1-s.n]
+	if w.h.restores && len(s.old) > 0 && w.chance(40) {
+		i := w.rng.IntN(len(s.old))
+		if w.h.bothOld || other.alive {
+			w.log("%s is restored to log %d", s.id, len(s.old))
+			s.disk = s.old[i].Clone()
+		}
+	}
+	if other.alive && other.conn {
+		other.conn = false
+		other.feed(Disconnected{Peer: s.id})
+	}
+}
+
+// feed steps the machine, commits, and releases, as the owner goroutine does;
+// a crash may come before or after the commit.
+func (s *simSite) feed(inputs ...Input) {
+	w := s.w
+	for len(inputs) > 0 && s.alive {
+		if _, ok := inputs[0].(Boot); !ok && s.wake == 0 {
+			s.wake = w.now
+		}
+		var all Output
+		for _, in := range inputs {
+			out := s.m.Step(w.now, in)
+			for i := range out.Changes {
+				if c := &out.Changes[i]; c.Op == kms.OpLink {
+					c.IDKey = kms.Wrapped{Epoch: 1, Bytes: out.IDKeys[c.Segment.Link]}
+				}
+			}
+			all.Changes = append(all.Changes, out.Changes...)
+			all.Messages = append(all.Messages, out.Messages...)
+			all.Answers = append(all.Answers, out.Answers...)
+			all.Lookups = append(all.Lookups, out.Lookups...)
+			all.Events = append(all.Events, out.Events...)
+			s.wake = out.Wake
+			if w.h.traceOnly {
+				w.log("%s %s", s.id, describe(in))
+			}
+		}
+		inputs = inputs[:0:0]
+		if w.faults && len(all.Changes) > 0 && w.rng.IntN(250) == 0 {
+			s.crash("before the commit")
+			return
+		}
+		if len(all.Changes) > 0 {
+			pos, err := s.disk.Commit(context.Background(), s.fence, all.Changes)
+			if err != nil {
+				w.fail("store of %s: %v", s.id, err)
+			}
+			for _, c := range all.Changes {
+				if !w.h.traceOnly {
+					break
+				}
+				w.log("%s   %s", s.id, describeChange(c))
+			}
+			inputs = append(inputs, Durable{pos})
+			if w.faults && w.rng.IntN(250) == 0 {
+				s.crash("after the commit")
+				return
+			}
+		}
+		if len(all.Changes) > 0 {
+			s.check()
+		}
+		for _, m := range all.Messages {
+			w.send(1-s.n, m.Data)
+		}
+		for _, a := range all.Answers {
+			s.answered(a)
+		}
+		for _, l := range all.Lookups {
+			hash, ok := s.disk.HashAt(l.Length)
+			inputs = append(inputs, Looked{Peer: l.Peer, Length: l.Length, Hash: hash, Found: ok})
+		}
+		for _, e := range all.Events {
+			w.log("%s   event: %s %s", s.id, e.Text, e.Reason)
+		}
+	}
+}
+
+func describe(in Input) string {
+	if r, ok := in.(Received); ok {
+		msg, err := decode(r.Data)
+		if err != nil {
+			return "bad message"
+		}
+		return fmt.Sprintf("got %s %v", msg.kind, msg.id.Number)
+	}
+	return strings.TrimPrefix(fmt.Sprintf("%T %+v", in, in), "peer.")
+}
+
+func describeChange(c kms.Change) string {
+	return fmt.Sprintf("op %d segment %d slots %d+%d role %d %s", c.Op, c.Segment.Number, c.First,
+		c.Slots, c.Role, c.Reason)
+}
+
+// answered checks what leaves the KME.
+func (s *simSite) answered(a Answer) {
+	w := s.w
+	if number, ok := s.read[a.Ticket]; ok {
+		delete(s.read, a.Ticket)
+		if a.Err == nil || errors.Is(a.Err, kms.ErrSeen) {
+			s.inbox = slices.DeleteFunc(s.inbox, func(n uint64) bool { return n == number })
+		}
+		return
+	}
+	if d, ok := s.asked[a.Ticket]; ok {
+		delete(s.asked, a.Ticket)
+		s.drawn(d.Draw, a)
+		return
+	}
+	f, ok := s.fetch[a.Ticket]
+	if !ok {
+		w.fail("%s answers ticket %d twice", s.id, a.Ticket)
+	}
+	delete(s.fetch, a.Ticket)
+	s.fetched(f, a)
+}
+
+func (s *simSite) drawn(d Draw, a Answer) {
+	w := s.w
+	if a.Err != nil {
+		return
+	}
+	if len(a.Keys) != d.Number {
+		w.fail("draw of %d keys got %d", d.Number, len(a.Keys))
+	}
+	for _, k := range a.Keys {
+		w.delivered++
+		if !w.faults {
+			w.quietGot[s.n]++
+		}
+		if k.SizeBits != d.SizeBits || k.Slots != kms.KeySlots(d.SizeBits, SlotBytes) {
+			w.fail("key of %d bits in %d slots, asked %d", k.SizeBits, k.Slots, d.SizeBits)
+		}
+		for i := k.First; i < k.First+k.Slots; i++ {
+			at := simSlot{k.Segment, i}
+			if before := w.mastered[at]; before != 0 {
+				w.fail("I1: slot %d of %s went to draw %d and to draw %d", i, k.Segment, before, d.Ticket)
+			}
+			w.mastered[at] = d.Ticket
+		}
+		if owner, ok := w.ownerOf[k.Segment]; ok && owner != s.n {
+			w.fail("I4: both sites draw from %s", k.Segment)
+		}
+		w.ownerOf[k.Segment] = s.n
+		if w.byID[k.ID] != nil {
+			w.fail("I6: key_ID %s came twice", k.ID)
+		}
+		rec := &drawnKey{ref: k, initiator: d.Initiator, targets: d.Targets, site: s.n, at: w.now,
+			lives:   [2]int{w.sites[0].life, w.sites[1].life},
+			fetched: map[etsi014.SAEID]bool{}}
+		w.byID[k.ID] = rec
+		w.keys = append(w.keys, rec)
+	}
+}
+
+func (s *simSite) fetched(f Fetch, a Answer) {
+	w := s.w
+	if a.Err != nil {
+		s.fetchRefused(f, a.Err)
+		return
+	}
+	if len(a.Keys) != len(f.IDs) {
+		w.fail("fetch of %d keys got %d", len(f.IDs), len(a.Keys))
+	}
+	for i, k := range a.Keys {
+		rec := w.byID[f.IDs[i]]
+		switch {
+		case rec == nil:
+			w.fail("I2: %s got a key that nobody drew", f.Target)
+		case !slices.Contains(rec.targets, f.Target) || rec.initiator != f.Initiator:
+			w.fail("I2: %s is not entitled to a key of %s", f.Target, rec.initiator)
+		case rec.fetched[f.Target]:
+			w.fail("I2: %s got key %s twice", f.Target, k.ID)
+		case k != rec.ref:
+			w.fail("I3: initiator has %+v, target has %+v", rec.ref, k)
+		case w.corrupt[k.Segment.Number]:
+			w.fail("I3: block %d differs and was used", k.Segment.Number)
+		}
+		rec.fetched[f.Target] = true
+		w.taken++
+	}
+}
+
+// fetchRefused: a key that was drawn, is wanted by who may have it, in time
+// and without a restart between, must be there. And a refused call must not
+// have taken the good keys with it.
+func (s *simSite) fetchRefused(f Fetch, err error) {
+	w := s.w
+	good := 0
+	for _, id := range f.IDs {
+		rec := w.byID[id]
+		if rec != nil && !rec.fetched[f.Target] && slices.Contains(rec.targets, f.Target) &&
+			rec.initiator == f.Initiator && w.now < rec.at+simRetention &&
+			rec.lives == [2]int{w.sites[0].life, w.sites[1].life} {
+			good++
+			if _, ok := s.m.index[id]; !ok {
+				w.fail("L: key %s of segment %s was drawn at %v and is gone at %v", id, rec.ref.Segment,
+					rec.at, w.now)
+			}
+			at := s.m.index[id]
+			if ro := at.grant.roleOf(f.Target); ro == nil || ro.done.Get(at.key) {
+				w.fail("I2: a refused fetch took key %s", id)
+			}
+		}
+	}
+	if good == len(f.IDs) {
+		w.fail("L: %s may have all %d keys and is refused: %v", f.Target, good, err)
+	}
+}
+
+// check looks at the machine after a commit.
+func (s *simSite) check() {
+	w := s.w
+	if s.m.self != s.inc {
+		s.inc = s.m.self
+		s.life++
+		name := fmt.Sprint(s.n, s.inc)
+		if w.lives[name] {
+			w.fail("I6: incarnation %d of %s came twice", s.inc.Counter, s.id)
+		}
+		w.lives[name] = true
+	}
+	for _, l := range s.m.links {
+		if !l.ledger.Balanced() {
+			w.fail("I9: ledger of %s: %+v", s.id, l.ledger)
+		}
+		left := 0
+		for _, seg := range l.segments {
+			left += seg.left * seg.SlotBytes * 8
+			if seg.left < 0 || seg.State == kms.StateClosed && seg.left != 0 {
+				w.fail("I9: %s has %d slots left of %s segment %s", s.id, seg.left, seg.State, seg.ID)
+			}
+		}
+		if uint64(left) != l.ledger.Stored {
+			w.fail("I9: %s stores %d bits, ledger says %d", s.id, left, l.ledger.Stored)
+		}
+	}
+}
+
+// quiet stops all faults and demands that stock flows again (L1) and both
+// sides agree (I7).
+func (w *world) quiet() {
+	w.faults = false
+	w.log("quiet")
+	began := w.now
+	next := w.now
+	for w.now < began+50*time.Second {
+		for _, s := range w.sites {
+			if !s.alive && w.now >= s.ready {
+				s.boot()
+			}
+		}
+		if !w.linked {
+			w.join()
+		}
+		if w.now >= next {
+			next = w.now + time.Second
+			if w.now < began+14*time.Second {
+				w.makeBlock()
+			}
+			for _, s := range w.sites {
+				for len(s.inbox) > 0 && s.alive {
+					s.ingest()
+				}
+				if w.now > began+8*time.Second && w.now < began+18*time.Second {
+					s.drawKeys()
+					s.fetchKeys()
+				}
+			}
+		}
+		for len(w.net) > 0 && w.net[0].at <= w.now {
+			w.deliver()
+		}
+		w.advance()
+	}
+	for _, s := range w.sites {
+		for _, d := range s.asked {
+			w.fail("L1: draw %d of %s waits since %v, it is %v", d.Ticket, s.id, d.since, w.now)
+		}
+		if w.quietGot[s.n] == 0 {
+			w.fail("L1: nothing could be drawn at %s after faults stopped: %s", s.id, s.dump())
+		}
+	}
+	a, b := w.sites[0].unopened(), w.sites[1].unopened()
+	if a != b {
+		w.fail("I7: the sites disagree:\na holds %s\nb holds %s", a, b)
+	}
+}
+
+func (s *simSite) unopened() string {
+	var out []string
+	for _, seg := range s.m.links[simLink].sorted() {
+		if seg.State <= kms.StateConfirmed {
+			out = append(out, fmt.Sprintf("%d %s of %s", seg.ID.Number, seg.State, seg.Owner))
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+func (s *simSite) dump() string {
+	r := s.m.ordered[0]
+	return fmt.Sprintf("up %v, reason %q, segments %s", r.up(), r.reason, s.unopened())
+}
