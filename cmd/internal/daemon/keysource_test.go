@@ -139,7 +139,8 @@ func TestKeySourceErrors(t *testing.T) {
 		}
 	}
 	ka.KMEs[0] = "https://127.0.0.1:1" // nobody listens on port 1
-	if _, err := source(t, ka).Status(t.Context(), tunnel.UseEpoch); !errors.Is(err, tunnel.ErrKeyDown) {
+	_, err := source(t, ka).Status(t.Context(), tunnel.UseEpoch)
+	if !errors.Is(err, tunnel.ErrKeyDown) {
 		t.Errorf("nobody there: err = %v, want %v", err, tunnel.ErrKeyDown)
 	}
 	ka.CA = ka.Key

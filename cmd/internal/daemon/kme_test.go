@@ -123,7 +123,8 @@ func TestTwoSites(t *testing.T) {
 		return err == nil
 	})
 	ids := []tunnel.KeyID{drawn[0].ID, drawn[1].ID}
-	if _, err := stranger.ByID(t.Context(), tunnel.UseEpoch, ids); !errors.Is(err, tunnel.ErrKeyDenied) {
+	_, err := stranger.ByID(t.Context(), tunnel.UseEpoch, ids)
+	if !errors.Is(err, tunnel.ErrKeyDenied) {
 		t.Errorf("a third SAE: err = %v, want %v", err, tunnel.ErrKeyDenied)
 	}
 	got, err := kochi.ByID(t.Context(), tunnel.UseEpoch, ids)
@@ -137,7 +138,8 @@ func TestTwoSites(t *testing.T) {
 		got[i].Bits.Clear()
 		drawn[i].Bits.Clear()
 	}
-	if _, err := kochi.ByID(t.Context(), tunnel.UseEpoch, ids); !errors.Is(err, tunnel.ErrKeyUnknown) {
+	_, err = kochi.ByID(t.Context(), tunnel.UseEpoch, ids)
+	if !errors.Is(err, tunnel.ErrKeyUnknown) {
 		t.Errorf("a second time: err = %v, want %v", err, tunnel.ErrKeyUnknown)
 	}
 	stock, err := tokyo.Status(t.Context(), tunnel.UseEpoch)

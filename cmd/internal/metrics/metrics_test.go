@@ -30,7 +30,8 @@ var daemons = []control.Status{
 	}},
 	{Daemon: "line", ID: "a", Version: "v1", Line: &control.Line{Policy: "qkd-strict",
 		Level: "QKD", Epoch: 7, Age: p(1.5), LastKey: p(1.5), Rekeys: 6, Stock: p(12),
-		RekeyFailures: 2, KeyFailures: map[string]uint64{"empty": 1}, Alarms: 1, KeysDrawn: 4, KeysCollected: 3, Peer: true,
+		RekeyFailures: 2, KeyFailures: map[string]uint64{"empty": 1}, Alarms: 1,
+		KeysDrawn: 4, KeysCollected: 3, Peer: true,
 		Sent:  control.Traffic{Packets: 1, Bytes: 2, OuterBytes: 3},
 		Drops: map[string]uint64{"blocked": 5}}},
 	{Daemon: "sim", ID: "tokyo-kochi", Version: "v1", Simulated: true, Sim: &control.Sim{
