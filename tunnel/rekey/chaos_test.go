@@ -94,7 +94,7 @@ func (w *world) mishap() {
 	r := w.rng
 	e := w.ends[r.IntN(2)]
 	st := &w.kme.state[e.id]
-	what := r.IntN(12)
+	what := r.IntN(13)
 	w.log("%8.3f mishap %d at end %d", w.now.Sub(epochZero).Seconds(), what, e.id)
 	switch what {
 	case 0:
@@ -117,6 +117,11 @@ func (w *world) mishap() {
 		st.loseNew = r.Float64()
 	case 10:
 		st.wrong = r.Float64()
+	case 12:
+		for i := range e.recv {
+			e.gone[i] = true
+		}
+		e.step(Input{Restored: true})
 	case 11:
 		e.step(Input{Rekey: true})
 	}
@@ -130,7 +135,7 @@ func (w *world) heal() {
 }
 
 func TestChaos(t *testing.T) {
-	n := uint64(300)
+	n := uint64(150)
 	if os.Getenv("QUIETLINE_LONG") == "1" {
 		n = 100_000
 		if s := os.Getenv("QUIETLINE_SEEDS"); s != "" {

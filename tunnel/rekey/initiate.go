@@ -305,8 +305,17 @@ func mismatch(ours, theirs Policy) string {
 }
 
 func (m *Machine) draw() {
+	if keys := m.fromStock(); keys != nil {
+		m.commit(keys)
+		wipe(keys)
+		return
+	}
 	m.init.phase = drawing
 	m.init.until = m.now.Add(m.cfg.KeyBudget + time.Second)
+	if len(m.stock.waiting) > 0 {
+		m.init.request = m.stock.waiting[0]
+		return
+	}
 	m.ask(&KeyRequest{New: m.cfg.KeysPerEpoch}, asker{init: m.init})
 	m.init.request = m.lastAsk
 }
@@ -329,12 +338,19 @@ func (m *Machine) drawn(a *KeyAnswer) {
 		return
 	}
 	m.setSource(sourceGood)
-	m.init.choice.mode, m.init.choice.source, m.init.choice.ids = QKD, sourceGood, nil
 	for _, k := range a.Keys {
 		m.used[k.ID] = m.now
+	}
+	m.commit(a.Keys)
+}
+
+// commit names the keys in M3. They stay the caller's to clear.
+func (m *Machine) commit(keys []tunnel.Key) {
+	m.init.choice.mode, m.init.choice.source, m.init.choice.ids = QKD, sourceGood, nil
+	for _, k := range keys {
 		m.init.choice.ids = append(m.init.choice.ids, k.ID)
 	}
-	m.sendM3(a.Keys)
+	m.sendM3(keys)
 }
 
 // checkKeys compares keys with what was asked for: drawn ones (want nil) must

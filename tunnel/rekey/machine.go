@@ -68,6 +68,7 @@ type Machine struct {
 	chains [2]chain // newest first; the second until the peer confirmed the first
 	used   map[tunnel.KeyID]time.Time
 	source source
+	stock  stock
 
 	notBefore  time.Time // no handshake of ours starts earlier
 	wanted     bool      // by operator or volume
@@ -151,6 +152,9 @@ func (m *Machine) Clear() {
 	for _, c := range m.chains {
 		c.rk.Clear()
 	}
+	for _, keys := range m.stock.sets {
+		wipe(keys)
+	}
 	m.cfg.StaticSeed.Clear()
 	m.cfg.LinkSecret.Clear()
 	m.env.in.Clear()
@@ -168,8 +172,15 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		return out
 	}
 	m.start(now)
+	jump := clockJump(m.now, now)
 	m.now, m.out = now, &out
 	defer func() { m.out = nil }()
+	switch {
+	case in.Restored:
+		m.restart("this machine was restored from a snapshot")
+	case jump > jumpMax:
+		m.restart("the wall clock has jumped: suspended, or restored from a snapshot")
+	}
 	m.wanted = m.wanted || in.Rekey
 	if in.Heard != 0 {
 		m.heard(in.Heard)
@@ -245,6 +256,7 @@ func (m *Machine) datagram(d []byte) {
 // tick does all that is due by now.
 func (m *Machine) tick() {
 	m.ageEpochs()
+	m.ageStock()
 	m.forget()
 	m.tickSource()
 	if m.init != nil {
@@ -255,6 +267,7 @@ func (m *Machine) tick() {
 			m.fail(fmt.Sprintf("cannot start a handshake: %v", err), m.cfg.ProbeEvery)
 		}
 	}
+	m.ahead()
 	if !m.line.confirmAt.IsZero() && !m.line.confirmAt.After(m.now) {
 		m.confirm()
 	}
@@ -276,6 +289,10 @@ func (m *Machine) wake() time.Time {
 		return m.now
 	}
 	w := earliest(m.line.wake(m.cfg.HoldMax), m.source.probeAt)
+	w = earliest(w, m.aheadAt())
+	if len(m.stock.until) > 0 {
+		w = earliest(w, m.stock.until[0])
+	}
 	if m.init != nil {
 		w = earliest(w, earliest(m.init.resendAt, m.init.until))
 	} else {
@@ -366,10 +383,7 @@ func (m *Machine) send(msg message) ([][]byte, error) {
 }
 
 func (a *KeyAnswer) clear() {
-	if a == nil {
-		return
-	}
-	for _, k := range a.Keys {
-		k.Bits.Clear()
+	if a != nil {
+		wipe(a.Keys)
 	}
 }

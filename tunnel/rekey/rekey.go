@@ -20,6 +20,9 @@ type Input struct {
 	From     netip.AddrPort // where Datagram came from
 	Keys     *KeyAnswer     // answer to an earlier Output.Request, exactly one for each
 	Rekey    bool           // the operator asks for a new epoch
+	// Restored says that the machine we run on was restored from a snapshot
+	// (its VM generation identifier has changed): all keys are dropped.
+	Restored bool
 	// Heard is the receive index of an epoch in which an authenticated data
 	// record of the peer has just arrived for the first time; 0 = none.
 	Heard uint32

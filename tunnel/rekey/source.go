@@ -2,6 +2,7 @@ package rekey
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
@@ -46,7 +47,22 @@ type source struct {
 type asker struct {
 	init    *initiation
 	pending *pending
+	ahead   bool // keys for a later epoch
 }
+
+// stock is QKD keys drawn ahead for the next epochs (handshake.md 4.6), so
+// that a slow key manager does not hold up a rekey. It exists only beside a
+// live epoch, in which the peer has been proved.
+type stock struct {
+	sets    [][]tunnel.Key
+	until   []time.Time // when each set is discarded
+	waiting []uint64    // requests under way
+}
+
+const (
+	stockLife = 10 * time.Minute // handshake.md 4.6
+	stockMax  = 2                // sets of keys
+)
 
 func (m *Machine) ask(r *KeyRequest, who asker) {
 	m.lastAsk++
@@ -62,12 +78,16 @@ func (m *Machine) answered(a *KeyAnswer) {
 	switch {
 	case !ok:
 		a.clear()
-	case who.init != nil && who.init == m.init && m.init.request == a.ID:
+	case m.init != nil && m.init.request == a.ID:
+		m.unwait(a.ID)
 		m.drawn(a)
+	case who.ahead:
+		m.unwait(a.ID)
+		m.drawnAhead(a)
 	case who.pending != nil && m.pending[who.pending.index] == who.pending &&
 		who.pending.request == a.ID:
 		m.collected(who.pending, a)
-	case who.init == nil && who.pending == nil:
+	case who == asker{}:
 		m.setSource(sourceOf(a.Err))
 		a.clear()
 	case who.init != nil: // the handshake has ended meanwhile
@@ -128,3 +148,79 @@ func (m *Machine) mayDraw() bool {
 
 // canCollect tells whether asking for keys by key_ID has a chance.
 func (s sourceState) canCollect() bool { return s != sourceDown && s != sourceDenied }
+
+// ahead draws keys for the next epochs.
+func (m *Machine) ahead() {
+	for at := m.aheadAt(); at != never && !at.After(m.now); at = m.aheadAt() {
+		m.ask(&KeyRequest{New: m.cfg.KeysPerEpoch}, asker{ahead: true})
+		m.stock.waiting = append(m.stock.waiting, m.lastAsk)
+	}
+}
+
+// aheadAt is when keys are to be drawn ahead, early enough for a key manager
+// that takes its whole budget twice; never = not now. One set is enough,
+// unless epochs are shorter than that.
+func (m *Machine) aheadAt() time.Time {
+	lead, sets := 2*m.cfg.KeyBudget, 1
+	if m.cfg.EpochLife <= lead {
+		sets = stockMax
+	}
+	live := m.scheduled && m.cur != nil && m.cur.heard && m.init == nil
+	wanted := min(m.cfg.Policy.offer(), m.peerIntro.offer) == QKD
+	able := m.source.state < sourceEmpty && m.peerIntro.source.canCollect()
+	if !live || !wanted || !able || len(m.stock.sets)+len(m.stock.waiting) >= sets {
+		return never
+	}
+	return m.due.Add(-lead)
+}
+
+func (m *Machine) unwait(id uint64) {
+	m.stock.waiting = slices.DeleteFunc(m.stock.waiting, func(w uint64) bool { return w == id })
+}
+
+// drawnAhead puts keys on stock.
+func (m *Machine) drawnAhead(a *KeyAnswer) {
+	m.stats.KeysDrawn += uint64(len(a.Keys))
+	err := a.Err
+	if err == nil {
+		if err = m.checkKeys(a.Keys, nil); err != nil {
+			m.alarm(err.Error())
+		}
+	}
+	m.setSource(sourceOf(err))
+	if err != nil || m.cur == nil {
+		m.stats.KeysLost += uint64(len(a.Keys))
+		a.clear()
+		return
+	}
+	for _, k := range a.Keys {
+		m.used[k.ID] = m.now
+	}
+	m.stock.sets = append(m.stock.sets, a.Keys)
+	m.stock.until = append(m.stock.until, m.now.Add(stockLife))
+}
+
+// fromStock takes the oldest set; nil = none.
+func (m *Machine) fromStock() []tunnel.Key {
+	if len(m.stock.sets) == 0 {
+		return nil
+	}
+	keys := m.stock.sets[0]
+	m.stock.sets, m.stock.until = m.stock.sets[1:], m.stock.until[1:]
+	return keys
+}
+
+// ageStock discards sets that are too old, or all when there is no epoch.
+func (m *Machine) ageStock() {
+	for len(m.stock.sets) > 0 && (m.cur == nil || !m.stock.until[0].After(m.now)) {
+		keys := m.fromStock()
+		m.stats.KeysLost += uint64(len(keys))
+		wipe(keys)
+	}
+}
+
+func wipe(keys []tunnel.Key) {
+	for _, k := range keys {
+		k.Bits.Clear()
+	}
+}
