@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -60,7 +61,9 @@ func runDemo(cmd *cobra.Command, opt demo.Options) error {
 		opt.Terminal = term.IsTerminal(int(os.Stdout.Fd()))
 		return demo.Run(cmd.Context(), opt)
 	}
-	code, err := lab.Reexec(cmd.Context(), lab.Options{TUN: true})
+	// Reexec hands signals on, and the inside ends in order; the end of our
+	// own context would kill it.
+	code, err := lab.Reexec(context.WithoutCancel(cmd.Context()), lab.Options{TUN: true})
 	var limit *lab.LimitError
 	switch {
 	case errors.As(err, &limit):

@@ -30,11 +30,21 @@ func (d *demo) cut(ctx context.Context) error {
 		return err
 	}
 	d.report.Cut.BlockedSeconds = time.Since(begun).Seconds()
-	if l := status(ctx, d.a.line).Line; l != nil {
-		d.report.Cut.Reason = blockedReason(l.Reason)
-	}
+	d.report.Cut.Reason = d.reason(ctx)
 	d.view.line("line blocked after %.1f s: %s", d.report.Cut.BlockedSeconds, d.report.Cut.Reason)
 	return d.nothingPasses(ctx)
+}
+
+// reason is why the line is blocked. The end that starts the rekeying knows
+// more than the one that waits for it, and says more.
+func (d *demo) reason(ctx context.Context) string {
+	longest := ""
+	for _, s := range []*site{d.a, d.b} {
+		if l := status(ctx, s.line).Line; l != nil && len(l.Reason) > len(longest) {
+			longest = l.Reason
+		}
+	}
+	return longest
 }
 
 func (d *demo) fibre(ctx context.Context, up bool) error {
@@ -61,23 +71,30 @@ func (d *demo) drain(ctx context.Context) error {
 	return nil
 }
 
-// drawAll draws keys for a peer until none is left, then waits for more.
+// Each application draws so many keys so often, that the stock can be seen to
+// fall.
+const (
+	drawMost  = 128
+	drawEvery = 50 * time.Millisecond
+)
+
+// drawAll draws keys for a peer, ever fewer when fewer are left.
 func (d *demo) drawAll(ctx context.Context, c *etsi014.Client, peer string) {
-	number := 128
+	number := drawMost
 	for ctx.Err() == nil {
 		keys, err := c.Keys(ctx, etsi014.KeyRequest{Targets: []etsi014.SAEID{etsi014.SAEID(peer)}, Number: number})
 		switch {
 		case err == nil:
 			d.drawn.Add(int64(len(keys.Keys)))
 			keys.Clear()
-			continue
+			number = min(2*number, drawMost)
 		case number > 1:
 			number /= 2
 			continue
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(drawEvery):
 		}
 	}
 }
@@ -120,7 +137,9 @@ func (d *demo) restore(ctx context.Context) error {
 
 // lastNumbers fills what only the end can tell.
 func (d *demo) lastNumbers(ctx context.Context) error {
-	d.linkNumbers(ctx)
+	if sim := status(ctx, d.b.sim).Sim; sim != nil {
+		d.report.AuthBitsUsed = int64(sim.AuthUsed)
+	}
 	last := d.view.latest()
 	d.report.Stored, d.report.Delivered = last.Stored, last.Delivered
 	if l := status(ctx, d.a.line).Line; l != nil {

@@ -15,9 +15,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/quietline/quietline/tunnel/lab"
 )
@@ -35,8 +36,8 @@ type Options struct {
 // The line of the demo rekeys fast, so that half a minute shows a life.
 const (
 	preset    = "metro"
-	epochLife = 3 * time.Second
-	holdMax   = 5 * time.Second
+	epochLife = 2 * time.Second
+	holdMax   = 3 * time.Second
 	fileBytes = 32 << 20
 )
 
@@ -117,6 +118,9 @@ func Run(ctx context.Context, opt Options) error {
 // failed wraps an error with the tails of the daemons' logs.
 func (d *demo) failed(stage string, err error) error {
 	d.view.close()
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("stopped in stage %q", stage)
+	}
 	e := &stageError{stage: stage, err: err}
 	for _, p := range d.daemons() {
 		if text := p.tail(8); text != "" {
@@ -246,7 +250,7 @@ func (d *demo) inner(s *site, port int) string {
 
 // paced sends large datagrams over at least two rekeyings and counts losses.
 func (d *demo) paced(ctx context.Context, from, to string) (err error) {
-	span := max(2*epochLife+time.Second, d.opt.For-time.Since(d.begun)-reserve)
+	span := max(2*epochLife, d.opt.For-time.Since(d.begun)-reserve)
 	const every = 2 * time.Millisecond
 	d.report.UDP, err = ping(ctx, d.a.ns, d.b.ns, from, to, int(span/every), 1200, every)
 	if err != nil {
@@ -257,20 +261,20 @@ func (d *demo) paced(ctx context.Context, from, to string) (err error) {
 	if d.report.UDP.Received == 0 {
 		return errors.New("no UDP datagram came back")
 	}
+	d.linkNumbers(ctx)
 	return nil
 }
 
 // reserve is the time that the stages after the traffic usually take.
-const reserve = 25 * time.Second
+const reserve = 16 * time.Second
 
 // capture searches both recordings for pieces of the file.
 func (d *demo) capture(context.Context) error {
-	outer, err := d.search(d.wan, "wan.pcap")
-	if err != nil {
-		return err
-	}
-	inner, err := d.search(d.tun, "tun.pcap")
-	if err != nil {
+	var outer, inner recordingReport
+	var both errgroup.Group
+	both.Go(func() (err error) { outer, err = d.search(d.wan, "wan.pcap"); return err })
+	both.Go(func() (err error) { inner, err = d.search(d.tun, "tun.pcap"); return err })
+	if err := both.Wait(); err != nil {
 		return err
 	}
 	d.report.Capture = captureReport{Outer: outer, Inner: inner}
@@ -302,12 +306,4 @@ func (d *demo) search(r *lab.Recorder, name string) (recordingReport, error) {
 	return recordingReport{
 		Packets: r.Packets(), Missed: r.Dropped(), Found: max(found.InPackets, found.InStreams),
 	}, nil
-}
-
-// blockedReason is what a person wants to read of why a line is blocked.
-func blockedReason(reason string) string {
-	if reason == "" {
-		return "no reason told"
-	}
-	return strings.TrimSpace(reason)
 }

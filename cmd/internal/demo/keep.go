@@ -60,22 +60,40 @@ func (d *demo) keep(ctx context.Context) error {
 // same user. The certificates are in a folder that only this run's processes
 // see, so the path leads through one of them.
 func (d *demo) pasteable(pid int, doors map[*site]string) {
-	w := d.opt.Out
-	at := func(s *site) string {
-		return fmt.Sprintf("curl -s --cacert $Q/%[1]s/sae-ca.pem --cert $Q/%[1]s/%[2]s.pem --key $Q/%[1]s/%[2]s.key",
-			s.name, s.recordsSAE())
+	curl := func(s *site, sae string) string {
+		return fmt.Sprintf(`curl -s -w ' %%{http_code}\n' --cacert $Q/%[1]s/sae-ca.pem --cert $Q/%[1]s/%[2]s.pem --key $Q/%[1]s/%[2]s.key`,
+			s.name, sae)
 	}
 	url := func(s *site, peer, call string) string {
 		return fmt.Sprintf("https://%s/api/v1/keys/%s/%s", doors[s], peer, call)
 	}
-	fmt.Fprintf(w, "\nThe ETSI GS QKD 014 doors stay open; paste in another shell, end with Ctrl-C here.\n\n")
-	fmt.Fprintf(w, "Q=/proc/%d/root%s\n", pid, d.dir)
-	fmt.Fprintf(w, "# what the pair can draw\n%s %s\n", at(d.a), url(d.a, d.b.recordsSAE(), "status"))
-	fmt.Fprintf(w, "# tokyo draws a key\n%s %s | tee /tmp/quietline-key.json\n", at(d.a), url(d.a, d.b.recordsSAE(), "enc_keys"))
-	fmt.Fprintf(w, "ID=$(sed 's/.*\"key_ID\":\"\\([^\"]*\\)\".*/\\1/' /tmp/quietline-key.json); rm /tmp/quietline-key.json\n")
-	fmt.Fprintf(w, "# kochi collects the same bytes by key_ID, once\n%s \"%s?key_ID=$ID\"\n", at(d.b), url(d.b, d.a.recordsSAE(), "dec_keys"))
-	fmt.Fprintf(w, "# a second time: 400\n%s -w '%%{http_code}\\n' \"%s?key_ID=$ID\"\n", at(d.b), url(d.b, d.a.recordsSAE(), "dec_keys"))
-	fmt.Fprintf(w, "# HEAD draws nothing\n%s -I %s\n\n", at(d.a), url(d.a, d.b.recordsSAE(), "enc_keys"))
+	tokyo, kochi := curl(d.a, d.a.recordsSAE()), curl(d.b, d.b.recordsSAE())
+	draw := url(d.a, d.b.recordsSAE(), "enc_keys")
+	collect := `"` + url(d.b, d.a.recordsSAE(), "dec_keys") + `?key_ID=$ID"`
+	const id = `ID=$(echo "$KEY" | sed 's/.*"key_ID":"\([^"]*\)".*/\1/')`
+	fmt.Fprintf(d.opt.Out, `
+The ETSI GS QKD 014 doors stay open. Paste into another shell of this user; Ctrl-C here ends all.
+
+Q=/proc/%d/root%s
+# what tokyo can draw for kochi
+%s %s
+# tokyo draws a key
+KEY=$(%s %s); echo "$KEY"; %s
+# kochi collects the same bytes by key_ID; a second time it is gone: 400
+%s %s
+%s %s
+# another application of kochi asks for a key that is not its own: 401
+KEY=$(%s %s); %s
+%s %s
+# HEAD draws nothing: 405
+%s -I %s
+`,
+		pid, d.dir,
+		tokyo, url(d.a, d.b.recordsSAE(), "status"),
+		tokyo, draw, id,
+		kochi, collect, kochi, collect,
+		tokyo, draw, id, curl(d.b, d.b.lineSAE()), collect,
+		tokyo, draw)
 }
 
 // join hands each connection on to the site's door until the context ends.

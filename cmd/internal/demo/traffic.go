@@ -18,7 +18,7 @@ import (
 // in sampleEvery is kept as a piece to search for.
 const (
 	recordLen   = 256
-	sampleEvery = 2048
+	sampleEvery = 8192
 )
 
 // records yields n bytes of made-up patient records with random contents, so

@@ -19,7 +19,7 @@ type sample struct {
 	SiftedBPS float64 `json:"sifted_bit_per_s"`
 	QBER      float64 `json:"qber"` // -1 = not known yet
 	SecretBPS float64 `json:"secret_bit_per_s"`
-	Stored    [2]int  `json:"keys_stored"` // at tokyo and kochi
+	Stored    [2]int  `json:"keys_stored"` // drawable at tokyo and at kochi
 	Delivered [2]int  `json:"keys_delivered"`
 	Epoch     uint64  `json:"epoch"`
 	EpochAge  float64 `json:"epoch_age_s"`

@@ -40,7 +40,7 @@ func (w *watcher) sample(ctx context.Context) sample {
 	for i, at := range []*site{w.a, w.b} {
 		if k := status(ctx, at.kme).KME; k != nil {
 			for _, l := range k.Links {
-				s.Stored[i] += int(l.Stored / keyBits)
+				s.Stored[i] += int(l.Drawable / keyBits)
 			}
 			s.Delivered[i] = int(k.KeysDrawn + k.KeysFetched)
 		}
