@@ -489,3 +489,43 @@ func TestSlotsOfTheFutureAreRefused(t *testing.T) {
 		t.Errorf("prepared of an unsent slot = %v, want ErrSlot", err)
 	}
 }
+
+func TestLaggingMachineTakesNoDetections(t *testing.T) {
+	_, sb := newSites(t, bench())
+	auth, err := distill.OpenAuthFile(sb.auth)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer auth.Close()
+	cfg := sb.cfg.Preset.distill()
+	cfg.Role, cfg.Generation, cfg.Auth = distill.Bob, 1, auth
+	m, err := distill.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &distiller{machine: m, session: &session{batches: make(chan batch)}}
+	need := m.Stats().BlockEvents
+	if need == 0 {
+		_, _ = m.Step(time.Unix(1, 0), distill.Input{})
+		need = m.Stats().BlockEvents
+	}
+	clicks := make([]distill.Detection, need)
+	for i := range clicks {
+		clicks[i].Slot = uint64(i)
+	}
+	if d.batches() == nil {
+		t.Error("an idle machine takes no detections")
+	}
+	for _, part := range [][]distill.Detection{clicks[:need-1], clicks[need-1:]} {
+		if d.batches() == nil {
+			t.Errorf("no detections are taken with %d of %d waiting", m.Stats().Pending, need)
+		}
+		slots := part[len(part)-1].Slot + 1
+		if _, err := m.Step(time.Unix(1, 0), distill.Input{Detections: part, Slots: slots}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d.batches() != nil {
+		t.Errorf("detections are taken with %d of %d waiting", m.Stats().Pending, need)
+	}
+}

@@ -167,13 +167,23 @@ func (d *distiller) run(ctx context.Context, in *inbox) error {
 		case err = <-d.out.failed:
 		case m := <-in.messages:
 			err = d.step(distill.Input{Message: m})
-		case b := <-d.session.batches:
+		case b := <-d.batches():
 			err = d.step(distill.Input{Detections: b.clicks, Slots: b.slots})
 		case <-d.wake.C:
 			err = d.step(distill.Input{})
 		}
 	}
 	return err
+}
+
+// batches is where the next detections come from. While the machine has a
+// whole block of them waiting it is nil: bob gives alice no credit then, she
+// sends nothing, and a slow machine has its processors for distilling.
+func (d *distiller) batches() <-chan batch {
+	if s := d.machine.Stats(); s.Pending > 0 && s.Pending >= s.BlockEvents {
+		return nil
+	}
+	return d.session.batches
 }
 
 // step gives the machine one input, and then the preparations it asks for
