@@ -286,10 +286,9 @@ func (m *Machine) failShort(r *remote) {
 // shortage is the answer when there is not enough key: how much is missing,
 // and when to ask again.
 func shortage(missingBits int, r *remote) error {
-	e := &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: time.Second,
-		Details: []map[string]string{{"missing_bits": strconv.Itoa(missingBits)}}}
+	e := &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: time.Second, MissingBits: missingBits}
 	if !r.up() {
-		e.Details = append(e.Details, map[string]string{"peer_kme": "not there: " + r.reason})
+		e.Details = []map[string]string{{"peer_kme": "not there: " + r.reason}}
 		e.RetryAfter = 5 * time.Second
 	}
 	return e

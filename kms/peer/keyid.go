@@ -4,6 +4,7 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/binary"
+	"fmt"
 
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
@@ -42,4 +43,14 @@ func (n namer) key(segment [16]byte, first, sizeBits int) etsi014.KeyID {
 	x[6] = x[6]&0x0f | 0x80
 	x[8] = x[8]&0x3f | 0x80
 	return x
+}
+
+// KeyID is the key_ID of the key of sizeBits that begins at slot first of a
+// segment, under the link's ID key: how an auditor finds a key in the log.
+func KeyID(idKey []byte, segment kms.SegmentID, first, sizeBits int) (etsi014.KeyID, error) {
+	n, err := newNamer(idKey)
+	if err != nil {
+		return etsi014.KeyID{}, fmt.Errorf("make key_ID: %w", err)
+	}
+	return n.key(n.segment(segment), first, sizeBits), nil
 }
