@@ -37,6 +37,10 @@ type Limits struct {
 	MinSizeBits int           // bits per key; 64
 	MaxSizeBits int           // bits per key; 4096
 	Timeout     time.Duration // for the KME; 5 s, the shortest patience of a known client
+	// MaxInFlight bounds the requests of one SAE that are answered at the same
+	// time; what is more gets 503 at once. 64: the most
+	// connections at which the door is measured (TestLoad).
+	MaxInFlight int
 	// MaxConnAge ends a connection of a NewServer after the answer that finds
 	// it older, so that a client shows its renewed certificate some day; 1 h,
 	// a handshake of some milliseconds an hour costs nothing.
@@ -53,6 +57,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.MaxKeys, 1024)
 	set(&l.MinSizeBits, 64)
 	set(&l.MaxSizeBits, 4096)
+	set(&l.MaxInFlight, 64)
 	if l.Timeout <= 0 {
 		l.Timeout = 5 * time.Second
 	}
@@ -82,8 +87,9 @@ type Observation struct {
 // Paths are /api/v1/keys/{SAE ID}/status, …/enc_keys and …/dec_keys, the SAE
 // ID percent-decoded after the path is split, so that %2F stays inside it.
 type Handler struct {
-	cfg HandlerConfig
-	log *slog.Logger
+	cfg  HandlerConfig
+	log  *slog.Logger
+	busy inflight
 }
 
 var _ http.Handler = (*Handler)(nil)
@@ -104,7 +110,9 @@ func NewHandler(cfg HandlerConfig) (*Handler, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Handler{cfg: cfg, log: log}, nil
+	h := &Handler{cfg: cfg, log: log}
+	h.busy = inflight{most: cfg.Limits.MaxInFlight, n: make(map[SAEID]int)}
+	return h, nil
 }
 
 // call is one of the three methods of table 2.
@@ -129,6 +137,7 @@ type exchange struct {
 	who     Caller
 	peer    SAEID
 	profile Profile
+	entered bool // counted by Handler.busy
 }
 
 // Faults of the door itself that the standard has no code for.
@@ -145,6 +154,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		start.Sub(since) > h.cfg.Limits.MaxConnAge {
 		w.Header().Set("Connection", "close")
 	}
+	defer func() {
+		if x.entered {
+			h.busy.leave(x.who.SAE)
+		}
+	}()
 	a, err := h.answer(x)
 	if err != nil {
 		a = h.refusal(x, err)
@@ -184,6 +198,9 @@ func (h *Handler) answer(x *exchange) (answer, error) {
 	}
 	if x.peer, err = ParseSAEID(peer); err != nil {
 		return answer{}, err
+	}
+	if x.entered = h.busy.enter(x.who.SAE); !x.entered {
+		return answer{}, errBusy
 	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), h.cfg.Limits.Timeout)
 	defer cancel()
