@@ -38,11 +38,23 @@ type KME struct {
 	KeysDrawn   uint64 `json:"keys_drawn"`
 	KeysFetched uint64 `json:"keys_fetched"`
 	Refused     uint64 `json:"refused"`
+	// Calls counts answers of the ETSI 014 door since the start.
+	Calls []Calls `json:"calls"`
 
 	Peers []Peer `json:"peers"`
 	Links []Link `json:"links"`
 	// Alarms are conditions that a person should look at.
 	Alarms []string `json:"alarms"`
+}
+
+// Calls counts the answers to one call with one HTTP status.
+type Calls struct {
+	// Call is status, enc_keys, dec_keys, or other for a path that is none.
+	Call  string `json:"call"`
+	Code  int    `json:"code"`
+	Count uint64 `json:"count"`
+	// Seconds is the time all of them took together.
+	Seconds float64 `json:"seconds"`
 }
 
 // Peer is another key manager as seen from this one.

@@ -54,6 +54,7 @@ type keyManager struct {
 	node     *node.Node
 	server   *http.Server
 	listener net.Listener
+	calls    callCounter
 }
 
 // open opens store, devices and doors; what it opens goes on the stack.
@@ -75,7 +76,7 @@ func (m *keyManager) open(env Env, stack *closers) error {
 		}
 	})
 	handler, err := etsi014.NewHandler(etsi014.HandlerConfig{KME: m.node.KME(),
-		Identify: live.Identify, Log: env.Log})
+		Identify: live.Identify, Log: env.Log, Observe: m.calls.observe})
 	if err != nil {
 		return err
 	}
@@ -180,7 +181,7 @@ func (m *keyManager) status() control.Status {
 	st := m.node.Stats()
 	k := &control.KME{Serving: true, Listen: m.listener.Addr().String(), KeysDrawn: st.KeysDrawn,
 		KeysFetched: st.KeysFetched, Refused: st.Refused, Peers: []control.Peer{},
-		Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
+		Calls: m.calls.list(), Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
 	if err := m.node.Health(); err != nil {
 		k.Serving, k.Reason = false, err.Error()
 	}

@@ -149,7 +149,7 @@ func TestTwoSites(t *testing.T) {
 	if s := kmeStatus(t, a.Site); s.KeysDrawn < 2 || !s.Serving || !s.Peers[0].Up {
 		t.Errorf("tokyo tells %+v", s)
 	}
-	if s := kmeStatus(t, b.Site); s.KeysFetched != 2 || s.Refused == 0 {
+	if s := kmeStatus(t, b.Site); s.KeysFetched != 2 || s.Refused == 0 || len(s.Calls) != 3 {
 		t.Errorf("kochi tells %+v", s)
 	}
 }

@@ -212,18 +212,21 @@ func TestLineDaemons(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer from.Close()
-	if _, err := from.Write([]byte("through the line")); err != nil {
-		t.Fatal(err)
-	}
-	buf := make([]byte, 100)
-	_ = to.SetReadDeadline(time.Now().Add(20 * time.Second))
-	n, _, err := to.ReadFrom(buf)
-	if err != nil || string(buf[:n]) != "through the line" {
-		t.Errorf("came out: %q, %v", buf[:n], err)
-	}
+	await(t, "a datagram comes through", func() bool {
+		if _, err := from.Write([]byte("through the line")); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		_ = to.SetReadDeadline(time.Now().Add(time.Second))
+		n, _, err := to.ReadFrom(buf)
+		return err == nil && string(buf[:n]) == "through the line"
+	})
+	await(t, "tokyo counts it", func() bool {
+		s, err := a.Status(t.Context())
+		return err == nil && s.Line.Sent.Packets > 0
+	})
 	s, err := a.Status(t.Context())
-	if err != nil || s.Line.Sent.Packets == 0 || s.Line.Device.Name != "ql0" ||
-		s.Line.Device.MTU != 1424 || s.Simulated {
+	if err != nil || s.Line.Device.Name != "ql0" || s.Line.Device.MTU != 1424 || s.Simulated {
 		t.Errorf("status %+v, %v", s.Line, err)
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -21,7 +20,6 @@ import (
 
 // Sim plays one end of a simulated link until ctx ends.
 func Sim(ctx context.Context, env Env, link *config.Link) error {
-	log := env.Log.With("link", link.ID)
 	if err := openState(env.Site.State); err != nil {
 		return err
 	}
@@ -48,7 +46,7 @@ func Sim(ctx context.Context, env Env, link *config.Link) error {
 	var stack closers
 	stack.add(closeDoors)
 	defer stack.close()
-	if end, err = openEnd(env, link, log, &stack); err != nil {
+	if end, err = openEnd(env, link, &stack); err != nil {
 		return err
 	}
 	_, path := config.Network(link.Driver)
@@ -60,14 +58,14 @@ func Sim(ctx context.Context, env Env, link *config.Link) error {
 		return fmt.Errorf("open driver socket: %w", err)
 	}
 	stack.add(func() { _ = listener.Close() })
-	log.Warn("simulated link: its keys protect nothing", "role", s.Role, "preset", s.Preset)
+	env.Log.Warn("simulated link, its keys protect nothing", "link", link.ID)
 	return together(ctx, append(parts, end.Run, func(ctx context.Context) error {
 		return socket.Serve(ctx, listener, end)
 	})...)
 }
 
 // openEnd makes the end of the link; what it opens goes on the stack.
-func openEnd(env Env, link *config.Link, log *slog.Logger, stack *closers) (*simulator.End, error) {
+func openEnd(env Env, link *config.Link, stack *closers) (*simulator.End, error) {
 	s := link.Simulator
 	dir := filepath.Join(env.Site.State, "sim-"+link.ID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -95,7 +93,7 @@ func openEnd(env Env, link *config.Link, log *slog.Logger, stack *closers) (*sim
 		role = distill.Bob
 	}
 	return simulator.New(simulator.Config{Role: role, Link: link.ID, Preset: preset, Fibre: fibre,
-		Classical: classical, Auth: auth, StateDir: dir, Eve: s.Eve, Log: log})
+		Classical: classical, Auth: auth, StateDir: dir, Eve: s.Eve, Log: env.Log})
 }
 
 // maxSeed bounds a seed file, bytes.

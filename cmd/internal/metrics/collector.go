@@ -1,6 +1,8 @@
 package metrics
 
 import (
+	"strconv"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/quietline/quietline/cmd/internal/control"
@@ -49,7 +51,10 @@ var (
 		"Key bytes by fate; ingested is the sum of the others and what is stored.", "link", "fate")
 	kmsKeys    = counter("kms_keys_total", "Keys handed out: drawn or fetched.", "role")
 	kmsRefused = counter("kms_refused_calls_total", "Calls refused at the door.")
-	kmsAlarms  = gauge("kms_alarms", "Conditions that a person should look at.")
+	doorCalls  = counter("etsi014_requests_total", "Answers of the door.", "call", "code")
+	doorTime   = counter("etsi014_request_seconds_total",
+		"Time that answers took together.", "call", "code")
+	kmsAlarms = gauge("kms_alarms", "Conditions that a person should look at.")
 )
 
 // Of a line.
@@ -148,6 +153,10 @@ func (e emitter) kme(k *control.KME) {
 	e.put(kmsKeys, float64(k.KeysDrawn), "drawn")
 	e.put(kmsKeys, float64(k.KeysFetched), "fetched")
 	e.put(kmsRefused, float64(k.Refused))
+	for _, c := range k.Calls {
+		e.put(doorCalls, float64(c.Count), c.Call, strconv.Itoa(c.Code))
+		e.put(doorTime, c.Seconds, c.Call, strconv.Itoa(c.Code))
+	}
 	e.put(kmsAlarms, float64(len(k.Alarms)))
 }
 

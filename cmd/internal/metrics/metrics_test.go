@@ -23,6 +23,7 @@ func p[T any](v T) *T { return &v }
 var daemons = []control.Status{
 	{Daemon: "kme", ID: "kme-tokyo", Version: "v1", Simulated: true, KME: &control.KME{
 		Serving: true, KeysDrawn: 3, KeysFetched: 2, Refused: 1, Alarms: []string{"disk is old"},
+		Calls: []control.Calls{{Call: "enc_keys", Code: 200, Count: 4, Seconds: 0.5}},
 		Peers: []control.Peer{{KME: "kme-kochi", Up: true, RTT: p(0.02)}},
 		Links: []control.Link{{ID: "tokyo-kochi", Up: true, Simulated: true, QBER: p(0.015),
 			Stored: 80, Drawable: 40, Ingested: 800, Delivered: 160, Void: 8, Expired: 16,
@@ -68,6 +69,8 @@ func TestValues(t *testing.T) {
 			`quietline_kms_keys_total{role="drawn"} 3`,
 			`quietline_kms_keys_total{role="fetched"} 2`,
 			`quietline_kms_refused_calls_total 1`,
+			`quietline_etsi014_requests_total{call="enc_keys",code="200"} 4`,
+			`quietline_etsi014_request_seconds_total{call="enc_keys",code="200"} 0.5`,
 			`quietline_kms_alarms 1`,
 		}, {
 			`quietline_simulated 0`,
@@ -132,7 +135,7 @@ func TestLint(t *testing.T) {
 				continue
 			}
 			room := strings.SplitN(m[1], "_", 3)[1]
-			if !strings.Contains(" build simulated kms tunnel simulator ", " "+room+" ") {
+			if !strings.Contains(" build simulated kms etsi014 tunnel simulator ", " "+room+" ") {
 				t.Errorf("%s names no room", m[1])
 			}
 			if strings.Contains(m[1], "bits") || strings.Contains(m[1], "percent") {
