@@ -284,6 +284,19 @@ func TestEachArrowNamesAFunctionThatExists(t *testing.T) {
 	}
 }
 
+func TestEveryPackageHasItsRow(t *testing.T) {
+	table := map[string]bool{}
+	for _, cells := range rows(section(t, "Rooms")) {
+		table[strings.Trim(cells[0], "`")] = true
+	}
+	goFiles(t, func(dir, file string) {
+		if dir != "docs" && !table[dir] {
+			t.Errorf("%s has no row under Rooms", dir)
+			table[dir] = true
+		}
+	})
+}
+
 // TestEveryPackageSaysWhatItIsFor: one package comment each, in one file.
 func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
 	comments := map[string]int{}
