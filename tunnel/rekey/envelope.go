@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/quietline/quietline/secret"
@@ -21,7 +22,7 @@ import (
 //	12  receiver  4   index chosen by the receiver; 0 in M1
 //	16  payload
 //	    mac1     16   HMAC-SHA-256 over all before it, cut
-//	    mac2     16   zero
+//	    mac2     16   the same under a cookie, or zero; see cookie.go
 //
 // A datagram has at most 1232 bytes, so that with IPv6 and UDP headers it
 // passes every path of the least IPv6 MTU of 1280 (RFC 8200 section 5).
@@ -65,9 +66,9 @@ func (m *message) digest() [sha256.Size]byte {
 }
 
 // macKey is K_mac of handshake.md 4.3 for datagrams towards the end whose
-// static public key has the hash receiver.
-func macKey(link secret.Bytes, direction byte, receiver [hashSize]byte) secret.Bytes {
-	info := "QLE1 mac1" + string([]byte{direction}) + string(receiver[:])
+// static public key has the hash receiver. Another label gives another key.
+func macKey(link secret.Bytes, label string, direction byte, receiver [hashSize]byte) secret.Bytes {
+	info := "QLE1 " + label + string([]byte{direction}) + string(receiver[:])
 	key, err := hkdf.Key(sha256.New, link.Expose(), nil, info, sha256.Size)
 	must(err)
 	return secret.Own(key)
@@ -86,7 +87,11 @@ type envelope struct {
 	suite  Suite
 	out    secret.Bytes // mac1 key towards the peer
 	in     secret.Bytes // mac1 key towards us
+	bake   secret.Bytes // key of cookie replies towards the peer
+	eat    secret.Bytes // key of cookie replies towards us
 	rand   io.Reader
+	jar    jar    // cookies we give
+	cookie cookie // the one we have
 	pieces [buffers]assembly
 }
 
@@ -101,7 +106,7 @@ type assembly struct {
 
 // wrap cuts a message into datagrams. Sending the same datagrams again lets
 // the receiver complete a message from fragments of both copies.
-func (e *envelope) wrap(m message) ([][]byte, error) {
+func (e *envelope) wrap(now time.Time, m message) ([][]byte, error) {
 	var id [8]byte
 	if _, err := io.ReadFull(e.rand, id[:]); err != nil {
 		return nil, err
@@ -119,6 +124,7 @@ func (e *envelope) wrap(m message) ([][]byte, error) {
 		d = append(d, make([]byte, macSize)...)
 		out = append(out, d)
 	}
+	e.stamp(now, out)
 	return out, nil
 }
 
@@ -129,21 +135,22 @@ const (
 	faultNone fault = iota
 	faultForm
 	faultMAC
+	faultLoad // no cookie under load
 )
 
 // unwrap checks a datagram and returns the message it completes, or nil. The
-// payload does not alias the datagram.
-func (e *envelope) unwrap(now time.Time, d []byte) (*message, fault) {
+// payload does not alias the datagram. Under load an M1 needs a cookie.
+func (e *envelope) unwrap(now time.Time, d []byte, from netip.AddrPort, load bool) (*message, fault) {
 	if len(d) < headerSize+2*macSize || len(d) > maxDatagram ||
-		d[0] < kindM1 || d[0] > kindM4 || d[1] != wireVersion || d[2] != byte(e.suite) {
+		d[0] < kindM1 || d[0] > kindCookie || d[1] != wireVersion || d[2] != byte(e.suite) {
 		return nil, faultForm
 	}
 	body := d[:len(d)-2*macSize]
 	if !hmac.Equal(mac1(e.in, body), d[len(body):len(body)+macSize]) {
 		return nil, faultMAC
 	}
-	if !allZero(d[len(body)+macSize:]) {
-		return nil, faultForm
+	if load && d[0] == kindM1 && !e.jar.knows(now, d, from) {
+		return nil, faultLoad
 	}
 	index, count := int(d[3]>>4), int(d[3]&15)+1
 	part := append([]byte(nil), body[headerSize:]...)

@@ -163,7 +163,7 @@ func (m *Machine) tickInitiation() {
 func (m *Machine) resend() {
 	m.init.repeated, m.init.sentAt = true, m.now
 	m.stats.Resent++
-	m.out.Datagrams = append(m.out.Datagrams, m.init.datagrams...)
+	m.repeat(m.init.datagrams)
 }
 
 // insist repeats our M1 when the peer's M1 shows that it is there. It may be a

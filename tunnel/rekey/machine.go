@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
+	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel"
 )
 
@@ -86,6 +88,8 @@ type Machine struct {
 // event is an input that may install an epoch; there is one a Step.
 type event struct {
 	datagram []byte
+	from     netip.AddrPort
+	load     bool
 	keys     *KeyAnswer
 }
 
@@ -135,7 +139,10 @@ func newMachine(cfg Config) (*Machine, error) {
 		out, in = in, out
 	}
 	m.env = envelope{suite: cfg.Suite, rand: cfg.Rand,
-		out: macKey(cfg.LinkSecret, out, theirs), in: macKey(cfg.LinkSecret, in, ours)}
+		out:  macKey(cfg.LinkSecret, "mac1", out, theirs),
+		in:   macKey(cfg.LinkSecret, "mac1", in, ours),
+		bake: macKey(cfg.LinkSecret, "cookie", out, theirs),
+		eat:  macKey(cfg.LinkSecret, "cookie", in, ours)}
 	return m, nil
 }
 
@@ -157,8 +164,10 @@ func (m *Machine) Clear() {
 	}
 	m.cfg.StaticSeed.Clear()
 	m.cfg.LinkSecret.Clear()
-	m.env.in.Clear()
-	m.env.out.Clear()
+	for _, s := range [...]secret.Bytes{m.env.in, m.env.out, m.env.bake, m.env.eat,
+		m.env.cookie.value, m.env.jar.secrets[0], m.env.jar.secrets[1]} {
+		s.Clear()
+	}
 	*m = Machine{cfg: Config{Policy: m.cfg.Policy}, stats: m.stats}
 }
 
@@ -190,7 +199,7 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		m.inbox = append(m.inbox, event{keys: in.Keys})
 	}
 	if in.Datagram != nil {
-		m.inbox = append(m.inbox, event{datagram: in.Datagram})
+		m.inbox = append(m.inbox, event{datagram: in.Datagram, from: in.From, load: in.Load})
 	}
 	for len(m.inbox) > 0 && out.Install == nil {
 		e := m.inbox[0]
@@ -198,7 +207,7 @@ func (m *Machine) Step(now time.Time, in Input) Output {
 		if e.keys != nil {
 			m.answered(e.keys)
 		} else {
-			m.datagram(e.datagram)
+			m.datagram(e)
 		}
 	}
 	for i := range m.inbox {
@@ -221,9 +230,12 @@ func (m *Machine) start(now time.Time) {
 	m.line.level, m.line.since, m.line.why = Blocked, now, "no epoch yet"
 }
 
-func (m *Machine) datagram(d []byte) {
-	msg, fault := m.env.unwrap(m.now, d)
+func (m *Machine) datagram(e event) {
+	load := e.load || len(m.pending) > loadPending
+	msg, fault := m.env.unwrap(m.now, e.datagram, e.from, load)
 	switch fault {
+	case faultLoad:
+		m.needCookie(e.datagram, e.from)
 	case faultForm:
 		m.stats.BadForm++
 	case faultMAC:
@@ -234,7 +246,7 @@ func (m *Machine) datagram(d []byte) {
 	}
 	if r, ok := m.replies[msg.digest()]; ok {
 		m.stats.Repeated++
-		m.out.Datagrams = append(m.out.Datagrams, r.datagrams...)
+		m.repeat(r.datagrams)
 		return
 	}
 	var err error
@@ -247,6 +259,8 @@ func (m *Machine) datagram(d []byte) {
 		err = m.takeM3(msg)
 	case kindM4:
 		err = m.takeM4(msg)
+	case kindCookie:
+		err = m.takeCookie(msg)
 	}
 	if err != nil {
 		m.stats.BadMessages++ // not answered and not logged: anybody can replay
@@ -374,12 +388,22 @@ func (m *Machine) alarm(reason string) {
 
 // send puts a message into the output and returns its datagrams for repeats.
 func (m *Machine) send(msg message) ([][]byte, error) {
-	d, err := m.env.wrap(msg)
+	d, err := m.env.wrap(m.now, msg)
 	if err != nil {
 		return nil, err
 	}
-	m.out.Datagrams = append(m.out.Datagrams, d...)
+	m.repeat(d)
 	return d, nil
+}
+
+// repeat sends datagrams again, as copies: the caller owns what it was given.
+func (m *Machine) repeat(datagrams [][]byte) {
+	var again [][]byte
+	for _, d := range datagrams {
+		again = append(again, bytes.Clone(d))
+	}
+	m.env.stamp(m.now, again)
+	m.out.Datagrams = append(m.out.Datagrams, again...)
 }
 
 func (a *KeyAnswer) clear() {

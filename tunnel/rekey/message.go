@@ -20,6 +20,8 @@ const (
 	kindM2 = 2
 	kindM3 = 3
 	kindM4 = 4
+	// kindCookie is not part of a handshake.
+	kindCookie = 5
 )
 
 const (

@@ -112,7 +112,7 @@ func TestEnvelopeFragments(t *testing.T) {
 	a, b := envelopes(t)
 	for _, size := range []int{0, 1, maxFragment, maxFragment + 1, 2 * maxFragment, 2500, maxMessage} {
 		in := message{kind: kindM1, receiver: 77, payload: bytes.Repeat([]byte{1, 2, 3, 5}, 1024)[:size]}
-		ds, err := a.wrap(in)
+		ds, err := a.wrap(epochZero, in)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -122,7 +122,7 @@ func TestEnvelopeFragments(t *testing.T) {
 				if i >= len(ds) || got != nil {
 					continue
 				}
-				m, f := b.unwrap(epochZero, ds[i])
+				m, f := b.unwrap(epochZero, ds[i], addrOf(0), false)
 				if f != faultNone {
 					t.Fatalf("size %d: fault %d", size, f)
 				}
@@ -140,51 +140,51 @@ func TestEnvelopeFragments(t *testing.T) {
 func TestEnvelopeForgetsFragments(t *testing.T) {
 	a, b := envelopes(t)
 	wrap := func() [][]byte {
-		ds, err := a.wrap(message{kind: kindM2, payload: make([]byte, 2000)})
+		ds, err := a.wrap(epochZero, message{kind: kindM2, payload: make([]byte, 2000)})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return ds
 	}
 	first := wrap()
-	b.unwrap(epochZero, first[0])
-	if m, _ := b.unwrap(epochZero.Add(bufferLives+1), first[1]); m != nil {
+	b.unwrap(epochZero, first[0], addrOf(0), false)
+	if m, _ := b.unwrap(epochZero.Add(bufferLives+1), first[1], addrOf(0), false); m != nil {
 		t.Error("a fragment lives longer than it may")
 	}
 	b.pieces = [buffers]assembly{}
 	second, third := wrap(), wrap()
-	b.unwrap(epochZero, first[0])
-	b.unwrap(epochZero.Add(1), second[0])
-	b.unwrap(epochZero.Add(2), third[0]) // takes the buffer of first
-	if m, _ := b.unwrap(epochZero.Add(3), second[1]); m == nil {
+	b.unwrap(epochZero, first[0], addrOf(0), false)
+	b.unwrap(epochZero.Add(1), second[0], addrOf(0), false)
+	b.unwrap(epochZero.Add(2), third[0], addrOf(0), false) // takes the buffer of first
+	if m, _ := b.unwrap(epochZero.Add(3), second[1], addrOf(0), false); m == nil {
 		t.Error("the younger message lost its buffer")
 	}
-	if m, _ := b.unwrap(epochZero.Add(3), first[1]); m != nil {
+	if m, _ := b.unwrap(epochZero.Add(3), first[1], addrOf(0), false); m != nil {
 		t.Error("three messages fit into two buffers")
 	}
 }
 
 func TestEnvelopeRefuses(t *testing.T) {
 	a, b := envelopes(t)
-	ds, err := a.wrap(message{kind: kindM3, receiver: 5, payload: []byte("payload")})
+	ds, err := a.wrap(epochZero, message{kind: kindM3, receiver: 5, payload: []byte("payload")})
 	if err != nil {
 		t.Fatal(err)
 	}
 	d := ds[0]
-	for i := range d {
+	for i := range d[:len(d)-macSize] { // without a cookie mac2 counts for nothing
 		bad := bytes.Clone(d)
 		bad[i] ^= 0x40
-		m, f := b.unwrap(epochZero, bad)
+		m, f := b.unwrap(epochZero, bad, addrOf(0), false)
 		if m != nil || f == faultNone {
 			t.Errorf("byte %d changed: message %v, fault %d", i, m, f)
 		}
 	}
 	for n := range d {
-		if m, f := b.unwrap(epochZero, d[:n]); m != nil || f == faultNone {
+		if m, f := b.unwrap(epochZero, d[:n], addrOf(0), false); m != nil || f == faultNone {
 			t.Errorf("%d bytes: message %v, fault %d", n, m, f)
 		}
 	}
-	if m, f := b.unwrap(epochZero, make([]byte, maxDatagram+1)); m != nil || f != faultForm {
+	if m, f := b.unwrap(epochZero, make([]byte, maxDatagram+1), addrOf(0), false); m != nil || f != faultForm {
 		t.Error("a long datagram is taken")
 	}
 	// Well signed, but with a form that the sender never makes.
@@ -193,7 +193,7 @@ func TestEnvelopeRefuses(t *testing.T) {
 		bad[3] = frag
 		body := bad[:len(bad)-2*macSize]
 		copy(bad[len(body):], mac1(b.in, body))
-		if m, f := b.unwrap(epochZero, bad); m != nil || f != faultForm {
+		if m, f := b.unwrap(epochZero, bad, addrOf(0), false); m != nil || f != faultForm {
 			t.Errorf("%s: message %v, fault %d", name, m, f)
 		}
 	}
@@ -213,7 +213,7 @@ func TestOwns(t *testing.T) {
 func FuzzUnwrap(f *testing.F) {
 	a, _ := envelopes(f)
 	for _, n := range []int{0, 30, 2000} {
-		ds, _ := a.wrap(message{kind: kindM1, payload: make([]byte, n)})
+		ds, _ := a.wrap(epochZero, message{kind: kindM1, payload: make([]byte, n)})
 		for _, d := range ds {
 			f.Add(d, true)
 		}
@@ -224,7 +224,7 @@ func FuzzUnwrap(f *testing.F) {
 			copy(d[n:], mac1(b.in, d[:n]))
 		}
 		for range 3 {
-			if m, fault := b.unwrap(epochZero, d); m != nil &&
+			if m, fault := b.unwrap(epochZero, d, addrOf(0), false); m != nil &&
 				(fault != faultNone || len(m.payload) > maxMessage) {
 				t.Fatalf("message of %d bytes, fault %d", len(m.payload), fault)
 			}

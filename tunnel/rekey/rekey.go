@@ -19,6 +19,7 @@ type Input struct {
 	Datagram []byte         // a handshake datagram from the peer's endpoint; not kept
 	From     netip.AddrPort // where Datagram came from
 	Keys     *KeyAnswer     // answer to an earlier Output.Request, exactly one for each
+	Load     bool           // more than 32 handshake datagrams wait behind this one
 	Rekey    bool           // the operator asks for a new epoch
 	// Restored says that the machine we run on was restored from a snapshot
 	// (its VM generation identifier has changed): all keys are dropped.

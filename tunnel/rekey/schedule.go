@@ -125,6 +125,10 @@ func (t *transcript) open(label string, box []byte) ([]byte, error) {
 func (t *transcript) aead(label string) cipher.AEAD {
 	key := t.derive("k "+label, keySize)
 	defer key.Clear()
+	return newGCM(key)
+}
+
+func newGCM(key secret.Bytes) cipher.AEAD {
 	block, err := aes.NewCipher(key.Expose())
 	must(err)
 	gcm, err := cipher.NewGCM(block)

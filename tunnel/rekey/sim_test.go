@@ -48,9 +48,10 @@ type keyStore struct {
 type kmeState struct {
 	err     error         // every call fails with it
 	delay   time.Duration // of the answer
-	mute    bool          // no answer ever (the engine answers after the budget)
-	loseNew float64       // share of drawn keys that the other end never gets
-	wrong   float64       // share of collected keys with other bytes
+	loaded  func() bool
+	mute    bool    // no answer ever (the engine answers after the budget)
+	loseNew float64 // share of drawn keys that the other end never gets
+	wrong   float64 // share of collected keys with other bytes
 }
 
 // end is one machine and the data plane around it, as small as can be: it
@@ -75,6 +76,7 @@ type end struct {
 	cfg     func() Config
 	usedIDs map[tunnel.KeyID]bool
 	mute    bool               // no records but what the machine asks for
+	loaded  func() bool        // says that datagrams pile up
 	keys    func([]tunnel.Key) // sees what the key manager gives
 	trace   func(d []byte)
 	bend    func(*Output)           // plants a bug
@@ -294,7 +296,7 @@ func (e *end) obey(out Output) {
 			if e.tamper != nil {
 				e.tamper(to, d)
 			}
-			to.step(Input{Datagram: d, From: addrOf(e.id)})
+			to.step(Input{Datagram: d, From: addrOf(e.id), Load: to.loaded != nil && to.loaded()})
 		})
 	}
 	if out.Request != nil {

@@ -32,6 +32,7 @@ type Stats struct {
 	KeysMissed                           uint64 // named by the peer and not to be had here
 	Resent, Repeated                     uint64 // messages resent; replies given again
 	BadForm, BadMAC, BadMessages         uint64 // datagrams, datagrams, messages dropped
+	Cookies                              uint64 // M1 fragments dropped for want of a cookie
 	KEMs                                 uint64 // KEM operations
 }
 
