@@ -67,6 +67,7 @@ func (l *Live) Stats() Stats {
 
 // state is one loaded configuration; it never changes.
 type state struct {
+	cfg    Config
 	certs  []tls.Certificate
 	roots  *x509.CertPool
 	table  *Table
@@ -105,11 +106,16 @@ func (l *Live) Reload(cfg Config) error {
 		return err
 	}
 	l.now.Store(s)
+	l.sweep()
+	return nil
+}
+
+// sweep ends guarded connections that are no longer good.
+func (l *Live) sweep() {
 	l.guarded.sweep(func(cs *tls.ConnectionState) bool {
 		_, err := l.Identify(cs)
 		return err == nil
 	})
-	return nil
 }
 
 // Server is the configuration of a KME's door: client certificates demanded
@@ -224,7 +230,7 @@ func (s *state) remember(pin [sha256.Size]byte, v verdict) {
 
 // load reads everything and reports all faults at once.
 func load(cfg Config) (*state, error) {
-	s := &state{known: make(map[[sha256.Size]byte]verdict)}
+	s := &state{cfg: cfg.clone(), known: make(map[[sha256.Size]byte]verdict)}
 	var faults []error
 	if len(cfg.Pairs) == 0 {
 		faults = append(faults, errors.New("load identity: no certificate is named"))
