@@ -245,7 +245,8 @@ func TestFibreWireRefuses(t *testing.T) {
 			t.Errorf("%s: parseHello = %v, %v", name, h, err)
 		}
 	}
-	for _, b := range [][]byte{nil, {3}, {3, 0, 0, 0, 0, 0, 0, 0, 0, 2}, {2, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
+	for _, b := range [][]byte{nil, {3}, {3, 0, 0, 0, 0, 0, 0, 0, 0, 2},
+		{2, 0, 0, 0, 0, 0, 0, 0, 0, 0}} {
 		if c, err := parseCredit(b); !errors.Is(err, ErrFibre) {
 			t.Errorf("parseCredit(%x) = %v, %v", b, c, err)
 		}

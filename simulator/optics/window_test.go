@@ -45,13 +45,14 @@ func TestParseWindowRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	tests := map[string][]byte{
-		"empty":          nil,
-		"short":          good[:len(good)-1],
-		"long":           append(bytes.Clone(good), 0),
-		"too many":       {3, 100, 100, 101},
-		"outside":        {3, 100, 10, 1, 10, 0},
-		"long number":    {0x83, 0, 100, 10, 0},
-		"wraps":          append(AppendWindow(nil, Window{From: math.MaxUint64, To: math.MaxUint64})[:11], 1, 0),
+		"empty":       nil,
+		"short":       good[:len(good)-1],
+		"long":        append(bytes.Clone(good), 0),
+		"too many":    {3, 100, 100, 101},
+		"outside":     {3, 100, 10, 1, 10, 0},
+		"long number": {0x83, 0, 100, 10, 0},
+		"wraps": append(AppendWindow(nil,
+			Window{From: math.MaxUint64, To: math.MaxUint64})[:11], 1, 0),
 		"second outside": {3, 100, 10, 2, 9, 0, 0, 0},
 	}
 	for name, b := range tests {
