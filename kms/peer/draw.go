@@ -154,11 +154,10 @@ func (r *remote) room(per int) (open, closed int) {
 // they lack. It is run after everything that may have changed that.
 func (m *Machine) pump(r *remote) {
 	m.serve(r)
+	m.failShort(r) // first, so that nothing is granted for a draw that cannot be
 	if r.up() {
 		m.grantWanted(r)
-	}
-	m.failShort(r)
-	if r.up() {
+		m.failShort(r)
 		m.openAhead(r)
 	}
 }
