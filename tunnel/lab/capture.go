@@ -97,7 +97,8 @@ func openRing(index int) (int, []byte, error) {
 		_ = unix.Close(fd)
 		return 0, nil, fmt.Errorf("%s: %w", what, err)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3); err != nil {
+	err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_VERSION, unix.TPACKET_V3)
+	if err != nil {
 		return fail("set ring version", err)
 	}
 	req := unix.TpacketReq3{

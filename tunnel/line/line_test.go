@@ -19,6 +19,7 @@ import (
 	"github.com/quietline/quietline/tunnel"
 	"github.com/quietline/quietline/tunnel/rekey"
 	"github.com/quietline/quietline/tunnel/seal"
+	"github.com/quietline/quietline/tunnel/segment"
 	"github.com/quietline/quietline/tunnel/tun"
 	"github.com/quietline/quietline/tunnel/wire"
 )
@@ -127,79 +128,119 @@ func loopback(t *testing.T, conn Conn, dev tunnel.Device) *Line {
 type sink struct{ err error }
 
 func (s *sink) Queues() []tunnel.Queue                   { return []tunnel.Queue{s} }
-func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{} }
+func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{MTU: 1424} }
 func (s *sink) SetMTU(int) error                         { return nil }
 func (s *sink) Close() error                             { return nil }
 func (s *sink) ReadBatch([]tunnel.Frame) (int, error)    { return 0, io.ErrUnexpectedEOF }
 func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) { return len(f), s.err }
 
-// last keeps the datagram written last, in place.
-type last struct{ data []byte }
+// last keeps the burst written last, in place.
+type last struct{ burst Burst }
 
 func (l *last) Read(*Burst) error   { return net.ErrClosed }
-func (l *last) Write(b Burst) error { l.data = b.Data; return nil }
+func (l *last) Write(b Burst) error { l.burst = b; return nil }
 func (l *last) Close() error        { return nil }
 
-// A packet goes out and comes in without an allocation.
+// A packet, a pack and a super-frame go out and come in without an allocation.
 func TestNoAllocation(t *testing.T) {
 	conn := &last{}
 	dev := &sink{}
 	l := loopback(t, conn, dev)
-	mem := newOutbound()
-	mem.reset()
-	copy(mem.buffers[0][lead:], packet(1400))
-	in := &inbound{queue: dev}
-	n := testing.AllocsPerRun(1000, func() {
-		copy(mem.buffers[0][lead:], packet1400)
-		l.sealFrame(l.seals[0], l.sending.Load(), 1, mem.buffers[0], 1400)
-		if !l.take(in, conn.data) {
-			t.Fatal("own record is not authentic")
+	o, in := newOutbound(l, l.seals[0], 1), newInbound(l, dev)
+	super := superFrame(20000)
+	for name, frames := range map[string][]tunnel.Frame{
+		"packet":      {{Data: packet(1400)}},
+		"pack":        {{Data: packet(60)}, {Data: packet(600)}, {Data: packet(52)}},
+		"super-frame": {super},
+	} {
+		before := l.open.packets.Load()
+		n := testing.AllocsPerRun(1000, func() {
+			mem := o.reset()
+			for i, f := range frames {
+				mem[i].Data, mem[i].GSO = append(mem[i].Data, f.Data...), f.GSO
+			}
+			o.batch(mem[:len(frames)])
+			in.burst(conn.burst)
+			in.burst(conn.burst) // replayed
+		})
+		if n != 0 {
+			t.Errorf("%s: %v allocations", name, n)
 		}
-		if l.take(in, conn.data) {
-			t.Fatal("replayed record is authentic")
+		per := uint64(len(frames))
+		if name == "super-frame" {
+			per = uint64(segment.Count(super))
 		}
-	})
-	if n != 0 {
-		t.Errorf("%v allocations a packet", n)
+		if got := l.open.packets.Load() - before; got != 1001*per {
+			t.Errorf("%s: %d packets came through, want %d", name, got, 1001*per)
+		}
 	}
-	if got := l.open.packets.Load(); got != 1001 {
-		t.Errorf("%d packets came through, want 1001", got)
+	if got := l.Stats().Drops; got["replayed"] == 0 || got["forged"]+got["bad_record"] != 0 {
+		t.Errorf("drops %v", got)
 	}
 }
 
-var packet1400 = packet(1400)
+// superFrame is a TCP super-frame with so many bytes of payload.
+func superFrame(n int) tunnel.Frame {
+	p := packet(40 + n)
+	p[9], p[32] = 6, 5<<4
+	for i := range n {
+		p[40+i] = byte(i ^ i>>8)
+	}
+	f := tunnel.Frame{Data: p, GSO: tunnel.GSO{Type: segment.TCPv4, Flags: segment.NeedsChecksum,
+		Size: 1384, CsumStart: 20, CsumOffset: 16}}
+	f.GSO.HeaderLen = 40
+	return f
+}
 
 func TestDropsBeforeSealing(t *testing.T) {
 	conn := newMirror()
 	l := loopback(t, conn, &sink{})
-	mem := newOutbound()
-	mem.reset()
-	send := func(epoch *sending, p []byte) map[string]uint64 {
-		copy(mem.buffers[0][lead:], p)
-		before := l.Stats().Drops
-		l.sealFrame(l.seals[0], epoch, 1, mem.buffers[0], len(p))
-		after := l.Stats().Drops
-		for k := range after {
-			if after[k] -= before[k]; after[k] == 0 {
-				delete(after, k)
+	live := l.sending.Load()
+	big := superFrame(5000)
+	big.GSO.Size = 1420
+	broken := superFrame(5000)
+	broken.Data[32] = 0
+	noChecksum := superFrame(5000)
+	noChecksum.GSO.Flags = 0
+	tests := []struct {
+		name  string
+		epoch *sending
+		err   error // of the connection
+		frame tunnel.Frame
+		want  string
+		n     uint64
+	}{
+		{"blocked", nil, nil, tunnel.Frame{Data: packet(100)}, "blocked", 1},
+		{"super-frame blocked", nil, nil, superFrame(5000), "blocked", 4},
+		{"no packet", live, nil, tunnel.Frame{Data: []byte("hello")}, "not_ip", 1},
+		{"empty", live, nil, tunnel.Frame{}, "not_ip", 1},
+		{"broken super-frame", live, nil, broken, "not_ip", 1},
+		{"super-frame without checksum", live, nil, noChecksum, "not_ip", 1},
+		{"too large", live, nil, tunnel.Frame{Data: packet(1440)}, "oversize", 1},
+		{"segments too large", live, nil, big, "oversize", 4},
+		{"path", live, syscallError(t), tunnel.Frame{Data: packet(100)}, "oversize", 1},
+		{"socket", live, io.ErrShortWrite, superFrame(5000), "send_failed", 4},
+	}
+	for _, tt := range tests {
+		o := newOutbound(l, newWorker(), 1)
+		l.sending.Store(tt.epoch)
+		conn.err = tt.err
+		mem := o.reset()
+		mem[0].Data, mem[0].GSO = append(mem[0].Data, tt.frame.Data...), tt.frame.GSO
+		o.batch(mem[:1])
+		for why := range o.worker.drops {
+			want := uint64(0)
+			if reasonNames[why] == tt.want {
+				want = tt.n
+			}
+			if got := o.worker.drops[why].Load(); got != want {
+				t.Errorf("%s: %d dropped as %s, want %d", tt.name, got, reasonNames[why], want)
 			}
 		}
-		return after
-	}
-	live := l.sending.Load()
-	check := func(what string, got map[string]uint64, want string) {
-		t.Helper()
-		if len(got) != 1 || got[want] != 1 {
-			t.Errorf("%s: drops %v, want one %s", what, got, want)
+		if o.worker.packets.Load() != 0 {
+			t.Errorf("%s: counted as sent", tt.name)
 		}
 	}
-	check("blocked", send(nil, packet(100)), "blocked")
-	check("no packet", send(live, []byte("hello")), "not_ip")
-	check("too large", send(live, packet(65500)), "oversize")
-	conn.err = syscallError(t)
-	check("refused by the path", send(live, packet(100)), "oversize")
-	conn.err = io.ErrShortWrite
-	check("refused by the socket", send(live, packet(100)), "send_failed")
 	if len(conn.out) != 0 {
 		t.Errorf("%d datagrams went out", len(conn.out))
 	}
@@ -224,7 +265,7 @@ func TestDropsOnArrival(t *testing.T) {
 	conn := newMirror()
 	dev := &sink{}
 	l := loopback(t, conn, dev)
-	in := &inbound{queue: dev}
+	in := newInbound(l, dev)
 	seal := func(record []byte) []byte {
 		d, err := l.sending.Load().sealers[1].Seal(nil, record)
 		if err != nil {
@@ -248,10 +289,13 @@ func TestDropsOnArrival(t *testing.T) {
 		{"unknown kind", seal([]byte{99}), true, "bad_record"},
 		{"kind to come", seal([]byte{byte(wire.Pad), 1}), true, "bad_record"},
 		{"no packet", seal([]byte{byte(wire.Whole), 1}), true, "bad_record"},
+		{"no slice", seal([]byte{byte(wire.Slice), 1}), true, "bad_record"},
+		{"pack with a rest", seal(append([]byte{byte(wire.Pack)}, append(packet(40), 1)...)), true,
+			"bad_record"},
 	}
 	for _, tt := range tests {
 		before := l.Stats().Drops[tt.want]
-		if got := l.take(in, tt.datagram); got != tt.authentic {
+		if got := in.datagram(tt.datagram); got != tt.authentic {
 			t.Errorf("%s: authentic %v, want %v", tt.name, got, tt.authentic)
 		}
 		if got := l.Stats().Drops[tt.want] - before; got != 1 {
@@ -259,9 +303,9 @@ func TestDropsOnArrival(t *testing.T) {
 		}
 	}
 	dev.err = io.ErrShortWrite
-	l.take(in, seal(append([]byte{byte(wire.Whole)}, packet(40)...)))
+	in.datagram(seal(append([]byte{byte(wire.Whole)}, packet(40)...)))
 	for range maxDatagrams + 1 {
-		l.take(in, []byte{1})
+		in.datagram([]byte{1})
 	}
 	st := l.Stats()
 	if st.Drops["tun_refused"] != 1 || st.Drops["handshake_queue"] != 1 {
@@ -281,7 +325,7 @@ func TestRetiredEpochOpensNothing(t *testing.T) {
 	if l.sending.Load() != nil {
 		t.Error("a retired epoch is still sent in")
 	}
-	if l.take(&inbound{queue: dev}, early) {
+	if newInbound(l, dev).datagram(early) {
 		t.Error("a record of a retired epoch was taken")
 	}
 	// A goroutine that had the epoch in hand at that moment finds no key.
@@ -317,7 +361,8 @@ func run(t *testing.T, cfg Config) (*Line, context.CancelFunc, func() error) {
 
 func TestRunEnds(t *testing.T) {
 	m := &script{}
-	_, cancel, wait := run(t, Config{Device: tun.NewMemory("m", 1500, 2), Conn: newMirror(), Machine: m})
+	dev2 := tun.NewMemory("m", 1500, 2)
+	_, cancel, wait := run(t, Config{Device: dev2, Conn: newMirror(), Machine: m})
 	cancel()
 	if err := wait(); err != nil {
 		t.Errorf("cancelled: %v", err)
@@ -411,7 +456,8 @@ func TestOwnerDoesWhatTheMachineSays(t *testing.T) {
 	}
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
-	if len(conn.out) != 2 || conn.out[0][0] != wire.TypeData || !bytes.Equal(conn.out[1], []byte{1, 2, 3}) {
+	if len(conn.out) != 2 || conn.out[0][0] != wire.TypeData ||
+		!bytes.Equal(conn.out[1], []byte{1, 2, 3}) {
 		t.Errorf("datagrams %x, want a confirmation, then the handshake's", conn.out)
 	}
 	if st := l.Stats(); st.Alarms != 1 || st.LastAlarm != "test" || st.Keys.Failures["down"] != 1 {
@@ -453,7 +499,8 @@ func TestUDPConn(t *testing.T) {
 				}
 			}
 			b := Burst{Data: make([]byte, 0, 100)}
-			if err := c.Read(&b); err != nil || string(b.Data) != remote.String() || b.Size != len(b.Data) {
+			if err := c.Read(&b); err != nil || string(b.Data) != remote.String() ||
+				b.Size != len(b.Data) {
 				t.Errorf("read %q, %v; want what the peer sent", b.Data, err)
 			}
 			// A peer that is down makes neither reading nor writing fail.

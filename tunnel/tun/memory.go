@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/segment"
 )
 
 // memoryDepth is how many packets wait in a queue of a memory device, as in
@@ -28,7 +29,8 @@ type Memory struct {
 
 type memoryQueue struct {
 	device *Memory
-	in     chan []byte
+	in     chan tunnel.Frame
+	packet []byte // scratch of the writing goroutine
 }
 
 // NewMemory returns a memory device of so many queues.
@@ -36,7 +38,8 @@ func NewMemory(name string, mtu, queues int) *Memory {
 	m := &Memory{name: name, out: make(chan []byte, memoryDepth), closed: make(chan struct{})}
 	m.mtu.Store(int64(mtu))
 	for range queues {
-		m.queues = append(m.queues, &memoryQueue{m, make(chan []byte, memoryDepth)})
+		m.queues = append(m.queues, &memoryQueue{device: m,
+			in: make(chan tunnel.Frame, memoryDepth)})
 	}
 	return m
 }
@@ -47,13 +50,21 @@ func (m *Memory) Inject(queue int, packet []byte) error {
 	if mtu := int(m.mtu.Load()); len(packet) > mtu {
 		return fmt.Errorf("inject packet of %d bytes: above the MTU of %d", len(packet), mtu)
 	}
+	return m.InjectFrame(queue, tunnel.Frame{Data: packet})
+}
+
+// InjectFrame is the host sending a super-frame, or a packet whose checksum is
+// still to be made, as a kernel with offload does. It keeps no slice of the
+// caller.
+func (m *Memory) InjectFrame(queue int, f tunnel.Frame) error {
+	f.Data = bytes.Clone(f.Data)
 	select {
 	case <-m.closed:
 		return os.ErrClosed
 	default:
 	}
 	select {
-	case m.queues[queue].in <- bytes.Clone(packet):
+	case m.queues[queue].in <- f:
 		return nil
 	default:
 		return ErrFull
@@ -104,40 +115,56 @@ func (q *memoryQueue) ReadBatch(frames []tunnel.Frame) (int, error) {
 	if len(frames) == 0 {
 		return 0, nil
 	}
-	var p []byte
+	var got tunnel.Frame
 	select {
 	case <-q.device.closed:
 		return 0, os.ErrClosed
-	case p = <-q.in:
+	case got = <-q.in:
 	}
 	for n := 0; ; {
 		f := &frames[n]
-		f.Data = append(f.Data[:0], p...)
-		f.GSO = tunnel.GSO{}
+		f.Data = append(f.Data[:0], got.Data...)
+		f.GSO = got.GSO
 		if n++; n == len(frames) {
 			return n, nil
 		}
 		select {
-		case p = <-q.in:
+		case got = <-q.in:
 		default:
 			return n, nil
 		}
 	}
 }
 
-// WriteBatch implements [tunnel.Queue].
+// WriteBatch implements [tunnel.Queue]. Super-frames are split into packets.
 func (q *memoryQueue) WriteBatch(frames []tunnel.Frame) (int, error) {
 	for i, f := range frames {
-		select {
-		case <-q.device.closed:
-			return i, os.ErrClosed
-		default:
+		if f.GSO == (tunnel.GSO{}) {
+			if err := q.put(f.Data); err != nil {
+				return i, err
+			}
+			continue
 		}
-		select {
-		case q.device.out <- bytes.Clone(f.Data):
-		default:
-			return i, ErrFull
+		if q.packet == nil {
+			q.packet = make([]byte, 0, maxMTU)
+		}
+		if err := segment.Split(f, q.packet, q.put); err != nil {
+			return i, err
 		}
 	}
 	return len(frames), nil
+}
+
+func (q *memoryQueue) put(packet []byte) error {
+	select {
+	case <-q.device.closed:
+		return os.ErrClosed
+	default:
+	}
+	select {
+	case q.device.out <- bytes.Clone(packet):
+		return nil
+	default:
+		return ErrFull
+	}
 }

@@ -4,7 +4,11 @@
 // [Open] makes a TUN interface of the kernel and gives it addresses, routes
 // and an MTU; [Memory] is a device without a kernel, for tests. The back ends:
 //
+//	fast    own opener: super-frames of up to 64 KiB whole, checksums left to
+//	        whoever sends the packet on a real wire
 //	water   songgao/water: one packet a call, works on every Linux
+//
+// "auto" takes fast where the kernel has what it needs, else water.
 //
 // A caller must keep in mind that the interface lives in the network namespace
 // of the thread that calls Open, and ends with Close or with the process.
@@ -52,14 +56,29 @@ func Open(cfg Config) (tunnel.Device, error) {
 	var err error
 	switch cfg.Backend {
 	case "", "auto":
-		d, err = openWater(cfg, "the one back end that is built")
+		d, err = openAuto(cfg)
+	case "fast":
+		d, err = openFast(cfg)
 	case "water":
 		d, err = openWater(cfg, "asked for by name")
 	default:
-		err = fmt.Errorf("%w: back end %q is not known or not built yet", ErrConfig, cfg.Backend)
+		err = fmt.Errorf("%w: back end %q is not known", ErrConfig, cfg.Backend)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open TUN %s: %w", cfg.Name, explain(err))
+	}
+	return d, nil
+}
+
+// openAuto opens the fast back end, and water where the kernel has no virtio
+// header for TUN devices.
+func openAuto(cfg Config) (tunnel.Device, error) {
+	d, err := openFast(cfg)
+	if errors.Is(err, unix.EINVAL) {
+		return openWater(cfg, fmt.Sprintf("fast is not possible: %v", err))
+	}
+	if err != nil {
+		return nil, err
 	}
 	return d, nil
 }

@@ -6,6 +6,7 @@ import (
 	"github.com/songgao/water"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/segment"
 )
 
 // device is a TUN device of one queue that moves one plain packet a call.
@@ -14,6 +15,8 @@ type device struct {
 	link *link
 	caps tunnel.Caps // but for the MTU
 	mtu  atomic.Int64
+
+	packet []byte // scratch of the writing goroutine
 }
 
 // openWater opens the plain back end.
@@ -76,12 +79,29 @@ func (d *device) ReadBatch(frames []tunnel.Frame) (int, error) {
 	return 1, nil
 }
 
-// WriteBatch implements [tunnel.Queue]: one call a frame.
+// WriteBatch implements [tunnel.Queue]: one call a packet. Super-frames, which
+// come from a peer whose device has offload, are split here.
 func (d *device) WriteBatch(frames []tunnel.Frame) (int, error) {
 	for i, f := range frames {
-		if _, err := d.ifc.Write(f.Data); err != nil {
+		var err error
+		if f.GSO == (tunnel.GSO{}) {
+			_, err = d.ifc.Write(f.Data)
+		} else {
+			err = d.writeSplit(f)
+		}
+		if err != nil {
 			return i, err
 		}
 	}
 	return len(frames), nil
+}
+
+func (d *device) writeSplit(f tunnel.Frame) error {
+	if d.packet == nil {
+		d.packet = make([]byte, 0, maxMTU)
+	}
+	return segment.Split(f, d.packet, func(p []byte) error {
+		_, err := d.ifc.Write(p)
+		return err
+	})
 }

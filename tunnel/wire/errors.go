@@ -11,5 +11,6 @@ var (
 	ErrKind      = errors.New("record kind is not known")
 	ErrNotBuilt  = errors.New("record kind is not built yet")
 	ErrNotPacket = errors.New("record holds no whole IP packet")
+	ErrSlice     = errors.New("record holds no slice of a super-frame")
 	ErrMTU       = errors.New("path MTU is too small for a line")
 )

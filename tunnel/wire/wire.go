@@ -29,15 +29,37 @@
 //
 // The kinds of record:
 //
-//	1 WHOLE    one IP packet
-//	2 SLICE    a slice of a super-frame that the receiver joins again
-//	3 PACK     several small packets
+//	1 WHOLE    one IP packet, checksums finished
+//	2 SLICE    a slice of a super-frame, or one packet whose checksum is
+//	           still to be made: see below
+//	3 PACK     several small packets in a row, each as long as its own length
+//	           field says, checksums finished
 //	4 PAD      a packet under one-time pad
 //	5 CONTROL  what one end of the line tells the other; empty = I am here,
 //	           which is also the key confirmation of an epoch
 //
-// WHOLE and the empty CONTROL are built. The others have their number, and
+// PAD and a CONTROL that is not empty have their numbers but are not built, and
 // [Parse] refuses them with [ErrNotBuilt].
+//
+// A super-frame is what a kernel with segmentation offload hands over: up to
+// 64 KiB that it would cut into segments later. The line cuts it, one slice of
+// payload a record, so that a lost datagram costs one segment; the receiver
+// joins what is in a row. Each record repeats the headers of the super-frame:
+//
+//	+---------------+---------------+---------------+---------------+
+//	| kind 2        | GSO type      | GSO flags     | 0             |
+//	+---------------+---------------+---------------+---------------+
+//	| index of the slice, from 0    | count of slices               |
+//	+-------------------------------+-------------------------------+
+//	| header length                 | payload bytes per slice       |
+//	+-------------------------------+---------------+---------------+
+//	| checksum from                 | checksum at   | 0             |
+//	+-------------------------------+---------------+---------------+
+//	| IP and transport header of the super-frame, then the slice    |
+//	+---------------------------------------------------------------+
+//
+// Type and flags are those of struct virtio_net_hdr. The counter of a record
+// less its index names the super-frame.
 package wire
 
 import (
@@ -146,7 +168,7 @@ func (k Kind) String() string {
 
 // Parse splits an opened record into its kind and its body, which points into
 // b. The body of a Whole is an IP packet that is all there; that of a Control
-// is empty.
+// is empty; [ParsePiece] takes the body of a Slice, [NextPacket] that of a Pack.
 func Parse(b []byte) (Kind, []byte, error) {
 	if len(b) == 0 {
 		return 0, nil, ErrShort
@@ -163,7 +185,9 @@ func Parse(b []byte) (Kind, []byte, error) {
 			return kind, nil, ErrNotBuilt
 		}
 		return kind, body, nil
-	case Slice, Pack, Pad:
+	case Slice, Pack:
+		return kind, body, nil
+	case Pad:
 		return kind, nil, ErrNotBuilt
 	}
 	return kind, nil, ErrKind
@@ -178,19 +202,7 @@ const (
 
 // IsPacket tells whether p is an IPv4 or IPv6 packet whose length field says
 // what p holds, so that a TUN device will take it.
-func IsPacket(p []byte) bool {
-	if len(p) == 0 {
-		return false
-	}
-	switch p[0] >> 4 {
-	case 4:
-		return len(p) >= ipv4HeaderLen && int(binary.BigEndian.Uint16(p[2:])) == len(p)
-	case 6:
-		return len(p) >= ipv6HeaderLen &&
-			ipv6HeaderLen+int(binary.BigEndian.Uint16(p[4:])) == len(p)
-	}
-	return false
-}
+func IsPacket(p []byte) bool { return len(p) > 0 && packetLen(p) == len(p) }
 
 // minInnerMTU is the smallest inner MTU worth having: what every IPv4 host
 // must be able to reassemble, RFC 791 section 3.1.

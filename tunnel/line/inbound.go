@@ -1,0 +1,178 @@
+package line
+
+import (
+	"errors"
+
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/seal"
+	"github.com/quietline/quietline/tunnel/segment"
+	"github.com/quietline/quietline/tunnel/wire"
+)
+
+// inbound is the state and the memory of a goroutine that opens.
+type inbound struct {
+	line   *Line
+	worker *worker
+	queue  tunnel.Queue
+	frames [1]tunnel.Frame // scratch: what a call writes
+
+	// The slices in a row that are being joined. A run ends with its
+	// super-frame, with a gap, and with the burst: it never waits.
+	run struct {
+		header wire.Header // of the record that would continue it
+		next   wire.Piece  // of that record
+		first  int         // index of the slice it began with; -1 = no run
+		data   []byte      // headers, then payload
+		n      int         // slices
+	}
+}
+
+func newInbound(l *Line, queue tunnel.Queue) *inbound {
+	in := &inbound{line: l, worker: l.open, queue: queue}
+	in.run.data = make([]byte, 0, frameLen)
+	in.run.first = -1
+	return in
+}
+
+// burst takes the datagrams of a burst, and hands over all that they hold.
+func (in *inbound) burst(b Burst) {
+	heard := false
+	for data := b.Data; len(data) > 0; {
+		n := min(b.Size, len(data))
+		heard = in.datagram(data[:n:n]) || heard
+		data = data[n:]
+	}
+	in.endRun()
+	if heard {
+		in.line.hear()
+	}
+}
+
+// datagram takes one datagram and tells whether it was an authentic record.
+func (in *inbound) datagram(d []byte) bool {
+	l, w := in.line, in.worker
+	if wire.IsHandshake(d) {
+		if !l.inbox.datagram(d) {
+			w.drop(crowded)
+		}
+		return false
+	}
+	h, err := wire.ParseHeader(d)
+	if err != nil {
+		w.drop(malformed)
+		return false
+	}
+	epoch := l.receiving.Load().find(h.Index)
+	if epoch == nil {
+		w.drop(unknownEpoch)
+		return false
+	}
+	record, err := epoch.open(d, h)
+	if err != nil {
+		w.drop(openReason(err))
+		return false
+	}
+	if !epoch.heard.Load() && epoch.heard.CompareAndSwap(false, true) {
+		l.inbox.put(func(m *mail) { m.heard = append(m.heard, epoch.index) })
+	}
+	w.datagrams.Add(1)
+	w.outer.Add(uint64(len(d)))
+	in.record(h, record)
+	return true
+}
+
+func openReason(err error) reason {
+	switch {
+	case errors.Is(err, seal.ErrTooOld):
+		return tooOld
+	case errors.Is(err, seal.ErrReplayed):
+		return replayed
+	case errors.Is(err, seal.ErrForged):
+		return forged
+	}
+	return unknownEpoch // retired while the datagram was in our hands
+}
+
+// record takes what an authentic record holds.
+func (in *inbound) record(h wire.Header, record []byte) {
+	kind, body, err := wire.Parse(record)
+	if err != nil {
+		in.worker.drop(badRecord)
+		return
+	}
+	switch kind {
+	case wire.Slice:
+		piece, packet, err := wire.ParsePiece(body)
+		if err != nil {
+			in.worker.drop(badRecord)
+			return
+		}
+		in.slice(h, piece, packet)
+	case wire.Whole:
+		in.endRun()
+		in.write(tunnel.Frame{Data: body}, 1)
+	case wire.Pack:
+		in.endRun()
+		in.unpack(body)
+	}
+}
+
+func (in *inbound) unpack(body []byte) {
+	for len(body) > 0 {
+		packet, rest, err := wire.NextPacket(body)
+		if err != nil {
+			in.worker.drop(badRecord)
+			return
+		}
+		in.write(tunnel.Frame{Data: packet}, 1)
+		body = rest
+	}
+}
+
+// slice adds a slice to the run that it continues, or begins a run with it.
+func (in *inbound) slice(h wire.Header, piece wire.Piece, packet []byte) {
+	r := &in.run
+	header := int(piece.GSO.HeaderLen)
+	if r.first < 0 || h != r.header || piece != r.next ||
+		len(r.data)+len(packet)-header > cap(r.data) {
+		in.endRun()
+		r.first, r.data, r.n = piece.Index, append(r.data[:0], packet...), 0
+	} else {
+		r.data = append(r.data, packet[header:]...)
+	}
+	r.n++
+	r.header, r.next = h, piece
+	r.header.Counter++
+	r.next.Index++
+	if r.next.Index == piece.Count {
+		in.endRun()
+	}
+}
+
+// endRun hands over the run under way.
+func (in *inbound) endRun() {
+	r := &in.run
+	if r.first < 0 {
+		return
+	}
+	f := tunnel.Frame{Data: r.data, GSO: r.next.GSO}
+	if r.n < r.next.Count {
+		segment.Cut(&f, r.first, r.next.Index == r.next.Count)
+	}
+	in.write(f, r.n)
+	r.first = -1
+}
+
+// write hands a frame of so many packets to the host.
+func (in *inbound) write(f tunnel.Frame, packets int) {
+	bytes := len(f.Data) + (packets-1)*int(f.GSO.HeaderLen)
+	in.frames[0] = f
+	_, err := in.queue.WriteBatch(in.frames[:])
+	switch {
+	case err == nil:
+		in.worker.packets.Add(uint64(packets))
+		in.worker.bytes.Add(uint64(bytes))
+	case !closed(err):
+		in.worker.drops[unwritten].Add(uint64(packets))
+	}
+}

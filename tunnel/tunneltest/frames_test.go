@@ -1,0 +1,250 @@
+package tunneltest
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"math/rand/v2"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/lab"
+	"github.com/quietline/quietline/tunnel/segment"
+)
+
+// shapes draws frames as kernels hand them over, all that the packet path
+// knows: TCP and UDP super-frames, checksums still to be made, other protocols,
+// fragments, IPv4 and IPv6, options, tiny, full and odd sizes. Each packet
+// carries a number, so that no two are equal.
+type shapes struct {
+	rng *rand.Rand
+	n   uint64
+	mtu int
+}
+
+func (s *shapes) draw() tunnel.Frame {
+	s.n++
+	v6 := s.rng.IntN(2) == 0
+	options := 4 * s.rng.IntN(4) * s.rng.IntN(2)
+	ip := 20 + options
+	if v6 {
+		ip = 40 + options/8*8
+	}
+	switch s.rng.IntN(5) {
+	case 0:
+		return s.other(v6, ip)
+	case 1, 2:
+		return s.offload(v6, ip, 6)
+	default:
+		return s.offload(v6, ip, 17)
+	}
+}
+
+// other is a packet with nothing left to be done: ICMP, a fragment, anything.
+func (s *shapes) other(v6 bool, ip int) tunnel.Frame {
+	p := s.packet(v6, ip, ip+8+s.rng.IntN(s.mtu-ip-8+1), byte(s.rng.IntN(256)))
+	if !v6 && s.rng.IntN(2) == 0 {
+		binary.BigEndian.PutUint16(p[6:], uint16(s.rng.IntN(1<<14))) // a fragment
+	}
+	return tunnel.Frame{Data: p}
+}
+
+// offload is a packet or super-frame of TCP (6) or UDP (17) that the kernel
+// leaves to us.
+func (s *shapes) offload(v6 bool, ip int, protocol byte) tunnel.Frame {
+	transport, g := 8, tunnel.GSO{Flags: segment.NeedsChecksum, CsumStart: uint16(ip), CsumOffset: 6}
+	if protocol == 6 {
+		transport, g.CsumOffset = 20+4*s.rng.IntN(11), 16
+	}
+	size := 8 + s.rng.IntN(s.mtu-ip-transport-8+1)
+	payload := 8 + s.rng.IntN(size-7)
+	segments := s.rng.IntN(3) > 0
+	if segments {
+		if s.rng.IntN(2) == 0 {
+			size = s.mtu - ip - transport // full segments are the common case
+		}
+		payload = size + 1 + s.rng.IntN(min(60000-size, 60*size))
+	}
+	p := s.packet(v6, ip, ip+transport+payload, protocol)
+	t := p[ip:]
+	if protocol == 6 {
+		t[12] = byte(transport/4) << 4
+	}
+	whole := tunnel.Frame{Data: p, GSO: g}
+	if segments {
+		whole.GSO.Size = uint16(size)
+		switch {
+		case protocol == 17:
+			whole.GSO.Type = segment.UDP
+		case v6:
+			whole.GSO.Type = segment.TCPv6
+		default:
+			whole.GSO.Type = segment.TCPv4
+		}
+		if protocol == 6 && s.rng.IntN(4) == 0 {
+			whole.GSO.Type |= segment.ECN
+		}
+		cut := whole
+		cut.GSO.HeaderLen = uint16(ip + transport)
+		segment.Cut(&cut, 0, true) // writes lengths and checksum of the whole
+	} else if protocol == 17 {
+		binary.BigEndian.PutUint16(t[4:], uint16(len(t)))
+	}
+	return whole
+}
+
+// packet is n bytes of IP packet with a random body and a number.
+func (s *shapes) packet(v6 bool, ip, n int, protocol byte) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(s.rng.Uint32())
+	}
+	if v6 {
+		clear(p[:40])
+		p[0], p[6] = 0x60, protocol
+		binary.BigEndian.PutUint16(p[4:], uint16(n-40))
+		binary.BigEndian.PutUint64(p[8:], s.n)
+		return p
+	}
+	clear(p[:20])
+	p[0], p[9] = 0x40|byte(ip/4), protocol
+	binary.BigEndian.PutUint16(p[2:], uint16(n))
+	binary.BigEndian.PutUint64(p[12:], s.n)
+	return p
+}
+
+// crossing sends so many frames through a pair and returns the packets that
+// are missing at the other end, of how many. What comes must be what a kernel
+// would have made of the frames, each packet once.
+func crossing(t *testing.T, p *Pair, frames int, seed uint64) (missing, sent int) {
+	t.Helper()
+	s := &shapes{rng: rand.New(rand.NewPCG(seed, 1)), mtu: p.Tokyo.opt.MTU}
+	at := p.Kochi.Receive()
+	want := map[[32]byte]bool{} // false: not come yet
+	buf := make([]byte, 0, 65535)
+	for range frames {
+		f := s.draw()
+		checked := f
+		if f.GSO != (tunnel.GSO{}) {
+			g, err := segment.Check(f)
+			if err != nil {
+				t.Fatalf("seed %d: %v", seed, err)
+			}
+			checked.GSO = g
+		}
+		err := segment.Split(checked, buf, func(p []byte) error {
+			want[sha256.Sum256(p)] = false
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := p.Tokyo.Device.InjectFrame(0, f); err != nil {
+			t.Fatal(err)
+		}
+		if s.rng.IntN(4) > 0 { // else more than one in a batch
+			time.Sleep(time.Millisecond)
+		}
+	}
+	time.Sleep(time.Second)
+	for _, p := range at.Packets() {
+		id := sha256.Sum256(p)
+		if came, ok := want[id]; !ok || came {
+			t.Fatalf("seed %d: a packet that was not sent, or twice (%v): %x",
+				seed, came, p[:min(80, len(p))])
+		}
+		want[id] = true
+	}
+	for _, came := range want {
+		if !came {
+			missing++
+		}
+	}
+	return missing, len(want)
+}
+
+// Every shape arrives as the kernel would have made it: in good weather all of
+// them, in bad weather all but what the network lost, one segment a datagram.
+func TestShapes(t *testing.T) {
+	frames := 2000 // about 10 packets each
+	if os.Getenv("QUIETLINE_LONG") == "1" {
+		frames = 500000
+	}
+	for _, coalesce := range []bool{false, true} {
+		opt := Options{Coalesce: coalesce, Weather: lab.Weather{Delay: 5 * time.Millisecond}}
+		bubble(t, opt, func(t *testing.T, p *Pair) {
+			p.Up(10 * time.Second)
+			if missing, sent := crossing(t, p, frames, 11); missing != 0 {
+				t.Errorf("coalesce %v: %d of %d packets are missing (seed 11)", coalesce, missing, sent)
+			}
+			for name, n := range p.Kochi.Line.Stats().Drops {
+				if n != 0 {
+					t.Errorf("coalesce %v: %d dropped as %s", coalesce, n, name)
+				}
+			}
+		})
+		opt.EpochLife = 2 * time.Second
+		opt.Weather = lab.Weather{Loss: 0.01, Duplicate: 0.01, Reorder: 0.02,
+			Delay: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: 12}
+		bubble(t, opt, func(t *testing.T, p *Pair) {
+			p.Up(30 * time.Second)
+			missing, sent := crossing(t, p, frames, 13)
+			lost, _ := p.Net.Counts()
+			packets, datagrams := p.Tokyo.Line.Stats().Sent.Packets, p.Tokyo.Line.Stats().Sent.Datagrams
+			// A lost pack takes its packets; a lost slice takes one.
+			most := float64(lost.Lost) * float64(packets) / float64(datagrams) * 1.5
+			if missing == 0 || float64(missing) > most {
+				t.Errorf("coalesce %v: %d of %d packets are missing, the network lost %d datagrams"+
+					" (seed 13)", coalesce, missing, sent, lost.Lost)
+			}
+		})
+	}
+}
+
+// One lost slice costs one segment: the frames around the gap are mended.
+func TestLostSliceCostsOneSegment(t *testing.T) {
+	bubble(t, Options{Coalesce: true}, func(t *testing.T, p *Pair) {
+		p.Up(10 * time.Second)
+		datagrams := 0
+		p.Net.Tap(func(from int, d []byte) []byte {
+			if from == 0 && d[0] == 0x10 && len(d) > 50 {
+				if datagrams++; datagrams == 1 || datagrams == 20 || datagrams == 41 {
+					return nil // first, middle and last of the frame below
+				}
+			}
+			return d
+		})
+		s := &shapes{rng: rand.New(rand.NewPCG(1, 2)), mtu: 1424}
+		data := s.packet(false, 20, 40+40*1384+1, 6)
+		data[32] = 5 << 4
+		f := tunnel.Frame{Data: data, GSO: tunnel.GSO{Type: segment.TCPv4, HeaderLen: 40,
+			Flags: segment.NeedsChecksum, Size: 1384, CsumStart: 20, CsumOffset: 16}}
+		segment.Cut(&f, 0, true)
+		at := p.Kochi.Receive()
+		if err := p.Tokyo.Device.InjectFrame(0, f); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		var want [][]byte
+		_ = segment.Split(f, make([]byte, 0, 2000), func(p []byte) error {
+			want = append(want, bytes.Clone(p))
+			return nil
+		})
+		if len(want) != 41 || datagrams != 41 {
+			t.Fatalf("%d segments in %d datagrams, want 41", len(want), datagrams)
+		}
+		want = append(want[1:19:19], want[20:40]...)
+		got := at.Packets()
+		if len(got) != len(want) {
+			t.Fatalf("%d packets came, want %d", len(got), len(want))
+		}
+		for i := range want {
+			// PSH and FIN travel with the last segment, which is lost.
+			if !bytes.Equal(got[i], want[i]) {
+				t.Errorf("packet %d:\n%x, want\n%x", i, got[i][:60], want[i][:60])
+			}
+		}
+	})
+}
