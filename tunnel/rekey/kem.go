@@ -1,6 +1,7 @@
 package rekey
 
 import (
+	"crypto/hpke"
 	"fmt"
 	"io"
 
@@ -27,7 +28,7 @@ func suiteKEM(s Suite) (kem, string, error) {
 	case XWing:
 		return xwingKEM{}, "QLE1 X-Wing HKDF-SHA384 AES256-GCM", nil
 	case MLKEM1024P384:
-		return nil, "", fmt.Errorf("use suite MLKEM1024-P384: %w", ErrNotBuilt)
+		return hpkeKEM{hpke.MLKEM1024P384()}, "QLE1 MLKEM1024-P384 HKDF-SHA384 AES256-GCM", nil
 	}
 	return nil, "", fmt.Errorf("%w: suite %d", ErrConfig, s)
 }
@@ -92,4 +93,66 @@ func (xwingKEM) decapsulate(seed secret.Bytes, ciphertext []byte) (secret.Bytes,
 			seed.Len(), len(ciphertext))
 	}
 	return secret.Own(xwing.Decapsulate(ciphertext, seed.Expose())), nil
+}
+
+// hpkeKEM is a KEM of draft-ietf-hpke-pq, through the export interface of HPKE
+// (RFC 9180 section 5.3) with HKDF-SHA-384: the shared secret is one exported
+// value. crypto/hpke takes its own randomness, not the caller's.
+type hpkeKEM struct{ k hpke.KEM }
+
+const (
+	hpkeInfo   = "QLE1 KEM"
+	hpkeExport = "shared secret"
+	// MLKEM1024-P384: ML-KEM-1024 key or ciphertext of 1568 bytes (FIPS 203)
+	// and an uncompressed point of 97 bytes (SEC 1).
+	mlkem1024P384Size = 1568 + 97
+)
+
+func (k hpkeKEM) sizes() (int, int) { return mlkem1024P384Size, mlkem1024P384Size }
+
+func (k hpkeKEM) private(seed secret.Bytes) (hpke.PrivateKey, error) {
+	if seed.Len() != seedSize {
+		return nil, fmt.Errorf("derive private key: seed has %d bytes", seed.Len())
+	}
+	return k.k.NewPrivateKey(seed.Expose())
+}
+
+func (k hpkeKEM) public(seed secret.Bytes) ([]byte, error) {
+	sk, err := k.private(seed)
+	if err != nil {
+		return nil, err
+	}
+	return sk.PublicKey().Bytes(), nil
+}
+
+func (k hpkeKEM) encapsulate(_ io.Reader, public []byte) ([]byte, secret.Bytes, error) {
+	pk, err := k.k.NewPublicKey(public)
+	if err != nil {
+		return nil, secret.Bytes{}, fmt.Errorf("encapsulate: %w", err)
+	}
+	ct, sender, err := hpke.NewSender(pk, hpke.HKDFSHA384(), hpke.ExportOnly(), []byte(hpkeInfo))
+	if err != nil {
+		return nil, secret.Bytes{}, fmt.Errorf("encapsulate: %w", err)
+	}
+	ss, err := sender.Export(hpkeExport, hashSize)
+	if err != nil {
+		return nil, secret.Bytes{}, fmt.Errorf("encapsulate: %w", err)
+	}
+	return ct, secret.Own(ss), nil
+}
+
+func (k hpkeKEM) decapsulate(seed secret.Bytes, ciphertext []byte) (secret.Bytes, error) {
+	sk, err := k.private(seed)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	r, err := hpke.NewRecipient(ciphertext, sk, hpke.HKDFSHA384(), hpke.ExportOnly(), []byte(hpkeInfo))
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("decapsulate: %w", err)
+	}
+	ss, err := r.Export(hpkeExport, hashSize)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("decapsulate: %w", err)
+	}
+	return secret.Own(ss), nil
 }
