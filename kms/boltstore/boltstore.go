@@ -9,7 +9,7 @@
 //	segments  <segment> → what is known of it
 //	keys      <segment> → its data key, wrapped
 //	slots     <segment> → its sealed slots
-//	grants    <segment> first slot (4) → grant
+//	grants    <segment> slot after its last (4) → grant
 //	claims    <segment> role+1 (1) → bitmap
 //	log       length (8) → audit entry
 //	names     SAE → salt and commitment

@@ -258,24 +258,18 @@ func (t *transaction) grant(seg *liveSegment, c *kms.Change) error {
 		return fmt.Errorf("%w: slots %d+%d of %d, %d bits", kms.ErrGrant,
 			g.First, g.Slots, seg.Slots, g.SizeBits)
 	}
-	if have, err := t.grantBefore(seg, g.First+g.Slots); err != nil {
+	if have, err := t.grantAfter(seg, g.First); err != nil {
 		return err
-	} else if have.Slots > 0 && have.First+have.Slots > g.First {
+	} else if have.Slots > 0 && have.First < g.First+g.Slots {
 		return fmt.Errorf("%w: slots %d+%d overlap %d+%d", kms.ErrGrant,
 			g.First, g.Slots, have.First, have.Slots)
 	}
-	return t.grants.Put(grantKey(seg.key, g.First), appendGrant(nil, &g))
+	return t.grants.Put(grantKey(seg.key, g.First+g.Slots), appendGrant(nil, &g))
 }
 
-// grantBefore finds the segment's last grant that begins before the slot.
-func (t *transaction) grantBefore(seg *liveSegment, slot int) (kms.Grant, error) {
-	c := t.grants.Cursor()
-	k, v := c.Seek(grantKey(seg.key, slot))
-	if k == nil {
-		k, v = c.Last()
-	} else {
-		k, v = c.Prev()
-	}
+// grantAfter finds the segment's first grant that ends after the slot.
+func (t *transaction) grantAfter(seg *liveSegment, slot int) (kms.Grant, error) {
+	k, v := t.grants.Cursor().Seek(grantKey(seg.key, slot+1))
 	if len(k) != len(seg.key)+4 || !bytes.HasPrefix(k, seg.key) {
 		return kms.Grant{}, nil
 	}
@@ -291,13 +285,13 @@ func (t *transaction) claim(seg *liveSegment, c *kms.Change) error {
 	}
 	if g := &seg.grant; g.Slots == 0 || c.First < g.First || c.First+c.Slots > g.First+g.Slots {
 		var err error
-		if seg.grant, err = t.grantBefore(seg, c.First+1); err != nil {
+		if seg.grant, err = t.grantAfter(seg, c.First); err != nil {
 			return err
 		}
 	}
 	g := &seg.grant
 	per := max(1, kms.KeySlots(g.SizeBits, seg.SlotBytes))
-	if c.First+c.Slots > g.First+g.Slots || (c.First-g.First)%per != 0 || c.Slots%per != 0 {
+	if c.First < g.First || c.First+c.Slots > g.First+g.Slots || (c.First-g.First)%per != 0 || c.Slots%per != 0 {
 		return fmt.Errorf("%w: slots %d+%d", kms.ErrGrant, c.First, c.Slots)
 	}
 	switch {

@@ -21,8 +21,11 @@ func segmentKey(id kms.SegmentID) []byte {
 
 func linkPrefix(link kms.LinkID) []byte { return codec.AppendString(nil, link) }
 
-func grantKey(segment []byte, first int) []byte {
-	return binary.BigEndian.AppendUint32(segment[:len(segment):len(segment)], uint32(first))
+// grantKey is under the slot where the grant ends, so that a forward seek finds
+// the grant that covers a slot. (The engine's backward step trips over leaves
+// that deletes of the same transaction emptied.)
+func grantKey(segment []byte, end int) []byte {
+	return binary.BigEndian.AppendUint32(segment[:len(segment):len(segment)], uint32(end))
 }
 
 func claimKey(segment []byte, role int) []byte {

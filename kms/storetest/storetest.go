@@ -84,6 +84,7 @@ func Run(t *testing.T, opener Opener) {
 		"fence":              fence,
 		"log":                auditLog,
 		"canceled":           canceled,
+		"as memory":          asMemory,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, opener) })
 	}
