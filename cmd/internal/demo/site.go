@@ -105,11 +105,21 @@ func enrol(a, b *site) error {
 		}
 	}
 	for _, s := range []*site{a, b} {
-		if err := writeRandom(32, s.path("root.key")); err != nil {
+		root := secret.New(32)
+		if _, err := rand.Read(root.Expose()); err != nil {
+			return err
+		}
+		if err := writeSecret(root, s.path("root.key")); err != nil {
 			return err
 		}
 	}
-	if err := seedChannel(a.path("auth.seed"), b.path("auth.seed")); err != nil {
+	// Pre-shared bits authenticate the classical channel until the link's own
+	// key takes over.
+	seed, err := distill.NewAuthSeed(rand.Reader)
+	if err != nil {
+		return err
+	}
+	if err := writeSecret(seed, a.path("auth.seed"), b.path("auth.seed")); err != nil {
 		return err
 	}
 	return enrolLine(a, b)
@@ -144,29 +154,9 @@ func issue(ca *pki.CA, root string, s *site) error {
 	return nil
 }
 
-// seedChannel gives both ends the same pre-shared bits, which authenticate the
-// classical channel until the link's own key takes over.
-func seedChannel(paths ...string) error {
-	seed, err := distill.NewAuthSeed(rand.Reader)
-	if err != nil {
-		return err
-	}
-	defer seed.Clear()
-	for _, p := range paths {
-		if err := distill.CreateAuthFile(p, seed.Expose()); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// writeRandom writes the same n random bytes to each path.
-func writeRandom(n int, paths ...string) error {
-	s := secret.New(n)
+// writeSecret writes a secret to each path and clears it.
+func writeSecret(s secret.Bytes, paths ...string) error {
 	defer s.Clear()
-	if _, err := rand.Read(s.Expose()); err != nil {
-		return err
-	}
 	for _, p := range paths {
 		if err := secret.WriteFile(p, s.Expose()); err != nil {
 			return err
