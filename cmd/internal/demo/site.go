@@ -11,6 +11,7 @@ import (
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/hw/distill"
+	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel/bundle"
 	"github.com/quietline/quietline/tunnel/lab"
@@ -105,11 +106,7 @@ func enrol(a, b *site) error {
 		}
 	}
 	for _, s := range []*site{a, b} {
-		root := secret.New(32)
-		if _, err := rand.Read(root.Expose()); err != nil {
-			return err
-		}
-		if err := writeSecret(root, s.path("root.key")); err != nil {
+		if err := keyring.NewRootKey(s.path("root.key")); err != nil {
 			return err
 		}
 	}
