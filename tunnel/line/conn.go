@@ -36,11 +36,6 @@ type Conn interface {
 // zero (its commit f26efb6).
 const socketBuffer = 7 << 20
 
-// udpConn is a connected UDP socket: the kernel drops what others send.
-type udpConn struct {
-	*net.UDPConn
-}
-
 // DialUDP opens the socket of a line between two fixed endpoints. The kernel
 // hands over only datagrams that come from remote. The socket belongs to the
 // network namespace of the calling thread.
@@ -56,80 +51,33 @@ func DialUDP(local, remote netip.AddrPort) (Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open UDP socket: %w", err)
 	}
-	if err := raiseBuffers(c); err != nil {
+	u, err := newUDP(c)
+	if err != nil {
 		_ = c.Close()
 		return nil, fmt.Errorf("open UDP socket: %w", err)
 	}
-	return &udpConn{c}, nil
+	return u, nil
 }
 
 // raiseBuffers asks for large socket buffers: above the system's limit where
 // that is allowed, else up to it.
-func raiseBuffers(c *net.UDPConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		set := func(force, plain int) {
-			if unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, force, socketBuffer) != nil {
-				failed = errors.Join(failed,
-					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, plain, socketBuffer))
-			}
-		}
-		set(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
-		set(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
-	})
-	return errors.Join(err, failed)
-}
-
-// Read implements [Conn]. What ICMP reports about earlier datagrams is no
-// error of reading: the peer may be down for a while.
-func (c *udpConn) Read(b *Burst) error {
-	for {
-		n, err := c.UDPConn.Read(b.Data[:cap(b.Data)])
-		if err == nil {
-			b.Data, b.Size = b.Data[:n], n
+func raiseBuffers(fd int) error {
+	set := func(force, plain int) error {
+		if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, socketBuffer) == nil {
 			return nil
 		}
-		if !passing(err) {
-			return err
-		}
+		return unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, socketBuffer)
 	}
+	return errors.Join(set(unix.SO_RCVBUFFORCE, unix.SO_RCVBUF),
+		set(unix.SO_SNDBUFFORCE, unix.SO_SNDBUF))
 }
 
-// Write implements [Conn].
-func (c *udpConn) Write(b Burst) error {
-	for data := b.Data; len(data) > 0; {
-		n := min(b.Size, len(data))
-		if err := c.send(data[:n]); err != nil {
-			return err
-		}
-		data = data[n:]
-	}
-	return nil
-}
-
-func (c *udpConn) send(datagram []byte) error {
-	_, err := c.UDPConn.Write(datagram)
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		// That was the fate of an earlier one; this one has not been sent.
-		_, err = c.UDPConn.Write(datagram)
-	}
-	return err
-}
-
-// passing tells whether err says something about the path, not the socket.
-func passing(err error) bool {
-	var errno syscall.Errno
-	if !errors.As(err, &errno) {
-		return false
-	}
+// passing tells whether errno says something about the path, not the socket.
+func passing(errno syscall.Errno) bool {
 	switch errno {
 	case unix.ECONNREFUSED, unix.EHOSTUNREACH, unix.ENETUNREACH, unix.EHOSTDOWN, unix.ENETDOWN,
 		unix.EMSGSIZE, unix.ENOPROTOOPT, unix.EPROTO, unix.EACCES, unix.EPERM, unix.ETIMEDOUT,
-		unix.EINTR, unix.EAGAIN, unix.ENOBUFS:
+		unix.EINTR, unix.ENOBUFS:
 		return true
 	}
 	return false

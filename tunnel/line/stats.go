@@ -27,6 +27,9 @@ type Stats struct {
 	LastHeard time.Time // authentic record of the peer; zero = never
 	PeerAlive bool      // heard within three keepalives
 	Device    tunnel.Caps
+	// SendOffload and ReceiveOffload tell whether bursts cross the kernel in
+	// one call on the UDP socket now.
+	SendOffload, ReceiveOffload bool
 }
 
 // Traffic counts one direction.
@@ -119,6 +122,9 @@ func (l *Line) Stats() Stats {
 		LastKey: snap.lastKey, Alarms: snap.alarms, LastAlarm: snap.lastAlarm, Keys: snap.keys,
 		Drops: map[string]uint64{}, Device: l.cfg.Device.Caps()}
 	s.Keys.Failures = failures
+	if c, ok := l.cfg.Conn.(interface{ Offload() (send, receive bool) }); ok {
+		s.SendOffload, s.ReceiveOffload = c.Offload()
+	}
 	if e := l.sending.Load(); e != nil {
 		s.EpochSent = e.total()
 	}

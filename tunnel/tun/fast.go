@@ -67,6 +67,7 @@ func openFast(cfg Config) (*fast, error) {
 		_ = file.Close()
 		return nil, err
 	}
+	l.fitSuperFrames(cfg.MTU)
 	d := &fast{file: file, link: l}
 	d.caps = tunnel.Caps{Name: name, Backend: "fast", Offload: offload, Reason: why}
 	d.mtu.Store(int64(cfg.MTU))
@@ -132,6 +133,7 @@ func (d *fast) SetMTU(mtu int) error {
 	if err := d.link.setMTU(mtu); err != nil {
 		return explain(err)
 	}
+	d.link.fitSuperFrames(mtu)
 	d.mtu.Store(int64(mtu))
 	return nil
 }
