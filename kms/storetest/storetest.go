@@ -6,6 +6,7 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -84,6 +85,7 @@ func Run(t *testing.T, opener Opener) {
 		"fence":              fence,
 		"log":                auditLog,
 		"canceled":           canceled,
+		"neighbours":         neighbours,
 		"as memory":          asMemory,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, opener) })
@@ -447,4 +449,23 @@ func canceled(t *testing.T, opener Opener) {
 		t.Errorf("Lease: %v", err)
 	}
 	h.must(ingest(1)) // nothing was stored, and the store did not stop
+}
+
+// neighbours claims every slot of two segments in the commit that destroys the
+// one between them, whose grants fill pages of their own.
+func neighbours(t *testing.T, opener Opener) {
+	h := lease(t, opener(t, true))
+	defer h.Close()
+	long := etsi014.SAEID(bytes.Repeat([]byte("x"), 290))
+	for n := uint64(1); n <= 3; n++ {
+		h.must(ingest(n), confirm(n), open(n, session))
+		for i := range slots {
+			h.must(grant(n, i, 1, 256, "a", "b", long))
+		}
+	}
+	all := []kms.Change{op(kms.OpVoid, 2)}
+	for i := range slots {
+		all = append(all, claim(1, i, 1, kms.RoleInitiator, "a"), claim(3, i, 1, 1, long))
+	}
+	h.must(all...)
 }
