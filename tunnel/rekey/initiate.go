@@ -338,18 +338,14 @@ func (m *Machine) drawn(a *KeyAnswer) {
 		return
 	}
 	m.setSource(sourceGood)
-	for _, k := range a.Keys {
-		m.used[k.ID] = m.now
-	}
+	m.remember(idsOf(a.Keys))
 	m.commit(a.Keys)
 }
 
 // commit names the keys in M3. They stay the caller's to clear.
 func (m *Machine) commit(keys []tunnel.Key) {
-	m.init.choice.mode, m.init.choice.source, m.init.choice.ids = QKD, sourceGood, nil
-	for _, k := range keys {
-		m.init.choice.ids = append(m.init.choice.ids, k.ID)
-	}
+	c := &m.init.choice
+	c.mode, c.source, c.ids = QKD, sourceGood, idsOf(keys)
 	m.sendM3(keys)
 }
 

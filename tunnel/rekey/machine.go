@@ -67,10 +67,12 @@ type Machine struct {
 	replies map[[32]byte]reply
 
 	line
-	chains [2]chain // newest first; the second until the peer confirmed the first
-	used   map[tunnel.KeyID]time.Time
-	source source
-	stock  stock
+	chains [2]chain                   // newest first; the second until the peer confirmed the first
+	used   map[tunnel.KeyID]time.Time // when each key_ID was named in a handshake
+	// usedList holds the same, oldest first.
+	usedList []tunnel.KeyID
+	source   source
+	stock    stock
 
 	notBefore  time.Time // no handshake of ours starts earlier
 	wanted     bool      // by operator or volume
@@ -335,10 +337,9 @@ func (m *Machine) forget() {
 			delete(m.replies, d)
 		}
 	}
-	for id, at := range m.used {
-		if m.now.Sub(at) > keyMemory {
-			delete(m.used, id)
-		}
+	for len(m.usedList) > 0 && m.now.Sub(m.used[m.usedList[0]]) > keyMemory {
+		delete(m.used, m.usedList[0])
+		m.usedList = m.usedList[1:]
 	}
 }
 

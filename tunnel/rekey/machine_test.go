@@ -349,6 +349,22 @@ func TestKeyIDsAreUsedOnce(t *testing.T) {
 	})
 }
 
+// TestKeyIDsAreForgotten: the memory of used key_IDs lasts an hour and is then
+// as large as an hour's handshakes.
+func TestKeyIDsAreForgotten(t *testing.T) {
+	w := newWorld(1)
+	w.toy = true
+	w.start(QKDStrict, func(_ int, c *Config) { c.EpochLife = 10 * time.Second })
+	w.run(keyMemory + 20*time.Minute)
+	w.ok(t)
+	for _, e := range w.ends {
+		n := len(e.m.used)
+		if n != len(e.m.usedList) || n < 340 || n > 400 {
+			t.Errorf("end %d remembers %d and %d key_IDs", e.id, n, len(e.m.usedList))
+		}
+	}
+}
+
 func (e *end) alarmed(part string) bool {
 	for _, ev := range e.events {
 		if ev.Kind == "alarm" && strings.Contains(ev.Reason, part) {

@@ -271,9 +271,7 @@ func (m *Machine) accept(p *pending) {
 		m.confirmM3(p, nil)
 		return
 	}
-	for _, id := range p.choice.ids {
-		m.used[id] = m.now
-	}
+	m.remember(p.choice.ids)
 	p.phase = collecting
 	p.until = m.now.Add(m.cfg.KeyBudget + time.Second)
 	m.ask(&KeyRequest{IDs: p.choice.ids}, asker{pending: p})

@@ -193,9 +193,7 @@ func (m *Machine) drawnAhead(a *KeyAnswer) {
 		a.clear()
 		return
 	}
-	for _, k := range a.Keys {
-		m.used[k.ID] = m.now
-	}
+	m.remember(idsOf(a.Keys))
 	m.stock.sets = append(m.stock.sets, a.Keys)
 	m.stock.until = append(m.stock.until, m.now.Add(stockLife))
 }
@@ -217,6 +215,23 @@ func (m *Machine) ageStock() {
 		m.stats.KeysLost += uint64(len(keys))
 		wipe(keys)
 	}
+}
+
+// remember notes key_IDs as used.
+func (m *Machine) remember(ids []tunnel.KeyID) {
+	for _, id := range ids {
+		if _, known := m.used[id]; !known {
+			m.usedList = append(m.usedList, id)
+			m.used[id] = m.now
+		}
+	}
+}
+
+func idsOf(keys []tunnel.Key) (ids []tunnel.KeyID) {
+	for _, k := range keys {
+		ids = append(ids, k.ID)
+	}
+	return ids
 }
 
 func wipe(keys []tunnel.Key) {
