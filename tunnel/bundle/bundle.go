@@ -185,7 +185,8 @@ func unmarshal(text []byte) (*Bundle, error) {
 	if body, ok = bytes.CutSuffix(body, []byte(end)); !ok {
 		return nil, fmt.Errorf("%w: last line is not %s", ErrFormat, strings.TrimSpace(end))
 	}
-	inner, err := base64.StdEncoding.Strict().DecodeString(string(bytes.ReplaceAll(body, []byte("\n"), nil)))
+	digits := string(bytes.ReplaceAll(body, []byte("\n"), nil))
+	inner, err := base64.StdEncoding.Strict().DecodeString(digits)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}

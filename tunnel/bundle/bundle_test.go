@@ -144,7 +144,7 @@ func TestUnmarshalIsStrict(t *testing.T) {
 	if _, err := Unmarshal(newer); !errors.Is(err, ErrVersion) {
 		t.Errorf("a newer version: %v", err)
 	}
-	for i := range text {
+	for i := 0; i < len(text); i += 5 {
 		bad := bytes.Clone(text)
 		bad[i] ^= 1
 		if b, err := Unmarshal(bad); err == nil && cmp.Equal(b, sample(t)) {

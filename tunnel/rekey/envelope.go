@@ -140,7 +140,8 @@ const (
 
 // unwrap checks a datagram and returns the message it completes, or nil. The
 // payload does not alias the datagram. Under load an M1 needs a cookie.
-func (e *envelope) unwrap(now time.Time, d []byte, from netip.AddrPort, load bool) (*message, fault) {
+func (e *envelope) unwrap(now time.Time, d []byte, from netip.AddrPort,
+	load bool) (*message, fault) {
 	if len(d) < headerSize+2*macSize || len(d) > maxDatagram ||
 		d[0] < kindM1 || d[0] > kindCookie || d[1] != wireVersion || d[2] != byte(e.suite) {
 		return nil, faultForm

@@ -172,8 +172,9 @@ func (p *choice) decode(b []byte) error {
 		return fmt.Errorf("parse c3: %d bytes", len(b))
 	}
 	n := int(b[3])
-	*p = choice{mode: Level(b[0]), source: sourceState(b[1] >> 4), attempt: b[2], epoch: binary.BigEndian.Uint64(b[4:]),
-		rtt: time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond}
+	*p = choice{mode: Level(b[0]), source: sourceState(b[1] >> 4), attempt: b[2],
+		epoch: binary.BigEndian.Uint64(b[4:]),
+		rtt:   time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond}
 	fresh := p.mode == QKD
 	if p.mode > QKD || n > maxKeys || fresh != (n > 0) || fresh != (b[1]&15 == sourceQKD) ||
 		!fresh && b[1]&15 != 0 || p.source > sourceDenied || p.attempt == 0 || !allZero(b[16+16*n:]) {

@@ -79,7 +79,7 @@ const (
 type Output struct {
 	Install   *Epoch   // accept records of this epoch from now on
 	Send      uint32   // seal with the epoch of this receive index from now on; 0 = as before
-	Confirm   bool     // send one (empty) data record at once: it is our key confirmation, then keepalive
+	Confirm   bool     // send one empty data record at once: key confirmation, then keepalive
 	Retire    []uint32 // receive indexes of epochs to drop and clear
 	Stop      bool     // seal nothing until the next Send: the line is blocked
 	Datagrams [][]byte // to the peer's endpoint, in order

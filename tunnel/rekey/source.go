@@ -19,7 +19,8 @@ const (
 	sourceDenied
 )
 
-var sourceNames = [...]string{"unknown", "good", "has no key", "does not answer", "denies this line"}
+var sourceNames = [...]string{"unknown", "good", "has no key", "does not answer",
+	"denies this line"}
 
 func (s sourceState) String() string { return sourceNames[s] }
 
