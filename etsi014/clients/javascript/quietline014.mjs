@@ -177,7 +177,7 @@ export class Client {
       signal?.addEventListener('abort', abort, { once: true });
       after(this.#timeout, `no answer in ${this.#timeout} ms`);
       req.on('socket', (socket) => {
-        if (req.reusedSocket || !socket.connecting && socket.authorized) { up = true; return; }
+        if (req.reusedSocket) { up = true; return; }
         const dial = after(this.#connectTimeout,
           `no connection in ${this.#connectTimeout} ms`);
         socket.once('secureConnect', () => { up = true; clearTimeout(dial); });
@@ -266,8 +266,7 @@ function decode(text) {
   const bits = Buffer.alloc(Math.floor((n * 3) / 4));
   for (let i = 0, bit = 0; i < bits.length; i++, bit += 8) {
     const at = Math.floor(bit / 6), shift = bit % 6;
-    bits[i] = ((digits[at] << (2 + shift)) | (digits[at + 1] >> (4 - shift)) |
-      (shift === 4 && at + 2 < n ? digits[at + 2] >> 6 : 0)) & 0xff;
+    bits[i] = (digits[at] << (2 + shift)) | (digits[at + 1] >> (4 - shift)); // low 8 bits
   }
   digits.fill(0);
   return bits;

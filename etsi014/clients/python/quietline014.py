@@ -311,7 +311,8 @@ def _read(resp):
             break
         got += n
     view.release()
-    if resp.length not in (None, 0) or got > MAX_ANSWER:
+    # A header that was cut short looks like one without a length.
+    if resp.length not in (None, 0) or got > MAX_ANSWER or resp.status == 200 and not got:
         _wipe(body)
         raise http.client.HTTPException("answer is cut short or too long")
     resp.read()  # sees the end, so that the connection can serve again
