@@ -11,6 +11,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/tunnel/fdwait"
 )
 
 // udpConn is a connected UDP socket: the kernel drops what others send. Bursts
@@ -19,6 +21,8 @@ import (
 type udpConn struct {
 	conn *net.UDPConn
 	raw  syscall.RawConn
+
+	waiter *fdwait.Waiter // of the reading goroutine
 
 	segment bool         // the kernel knows UDP_SEGMENT
 	refused atomic.Int64 // when it last failed on this route, Unix nanoseconds
@@ -49,7 +53,11 @@ func newUDP(c *net.UDPConn) (*udpConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &udpConn{conn: c, raw: raw}
+	waiter, err := fdwait.New()
+	if err != nil {
+		return nil, err
+	}
+	u := &udpConn{conn: c, raw: raw, waiter: waiter}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		failed = raiseBuffers(int(fd))
@@ -65,7 +73,11 @@ func newUDP(c *net.UDPConn) (*udpConn, error) {
 		m.header.Iov = &m.iov
 		m.header.SetIovlen(1)
 	}
-	return u, err
+	if err != nil {
+		waiter.Close()
+		return nil, err
+	}
+	return u, nil
 }
 
 // Offload tells whether bursts go out and come in with one call now.
@@ -89,10 +101,12 @@ func (u *udpConn) Read(b *Burst) error {
 	m.iov.SetLen(len(buf))
 	err := u.raw.Read(m.call)
 	m.iov.Base = nil
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if m.errno != 0 {
+	case m.errno == unix.EBADF:
+		return net.ErrClosed
+	case m.errno != 0:
 		return os.NewSyscallError("recvmsg", m.errno)
 	}
 	b.Data, b.Size = buf[:m.n], m.n
@@ -102,8 +116,8 @@ func (u *udpConn) Read(b *Burst) error {
 	return nil
 }
 
-// receive is one recvmsg; false asks the runtime to wait. The call does not
-// block, so it needs no hand-over of the processor: RawSyscall.
+// receive is one recvmsg, after waiting for something to receive. The call does
+// not block, so it needs no hand-over of the processor: RawSyscall.
 func (u *udpConn) receive(fd uintptr) bool {
 	m := &u.in
 	m.header.Control = &m.control[0]
@@ -113,7 +127,11 @@ func (u *udpConn) receive(fd uintptr) bool {
 			uintptr(unsafe.Pointer(&m.header)), 0)
 		switch {
 		case errno == unix.EAGAIN:
-			return false
+			if !u.waiter.Readable(fd) {
+				m.errno = unix.EBADF
+				return true
+			}
+			continue
 		case passing(errno):
 			continue
 		}
@@ -213,4 +231,8 @@ func (u *udpConn) send(fd uintptr) bool {
 }
 
 // Close implements [Conn].
-func (u *udpConn) Close() error { return u.conn.Close() }
+func (u *udpConn) Close() error {
+	u.waiter.End()
+	defer u.waiter.Close()
+	return u.conn.Close() // waits until nobody reads
+}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/fdwait"
 	"github.com/quietline/quietline/tunnel/segment"
 )
 
@@ -41,6 +42,7 @@ type fast struct {
 	// The functions are stored because a closure made on the way would be an
 	// allocation a call.
 	in, out ioState
+	waiter  *fdwait.Waiter // of the reading goroutine
 }
 
 // ioState is the scratch of one side: the arguments and results of its system
@@ -71,8 +73,12 @@ func openFast(cfg Config) (*fast, error) {
 	d := &fast{file: file, link: l}
 	d.caps = tunnel.Caps{Name: name, Backend: "fast", Offload: offload, Reason: why}
 	d.mtu.Store(int64(cfg.MTU))
-	if d.raw, err = file.SyscallConn(); err != nil {
-		_ = d.Close()
+	if d.waiter, err = fdwait.New(); err == nil {
+		d.raw, err = file.SyscallConn()
+	}
+	if err != nil {
+		l.handle.Close()
+		_ = file.Close()
 		return nil, err
 	}
 	d.in.call, d.out.call = d.readSome, d.writeSome
@@ -141,8 +147,10 @@ func (d *fast) SetMTU(mtu int) error {
 // Close implements [tunnel.Device].
 func (d *fast) Close() error {
 	d.shut.Store(true)
+	d.waiter.End()
 	d.link.handle.Close()
-	return d.file.Close()
+	defer d.waiter.Close()
+	return d.file.Close() // waits until nobody reads
 }
 
 // ReadBatch implements [tunnel.Queue]: it waits for one frame and takes what
@@ -159,6 +167,9 @@ func (d *fast) ReadBatch(frames []tunnel.Frame) (int, error) {
 	if s.n > 0 {
 		return s.n, nil // an error comes again
 	}
+	if err == nil {
+		err = os.ErrClosed // nothing read, nothing wrong: the waiter has ended
+	}
 	return 0, err
 }
 
@@ -174,9 +185,9 @@ func (d *fast) result(err error, call string, errno syscall.Errno) error {
 	return err
 }
 
-// readSome reads until the device is empty or the frames are full; false asks
-// the runtime to wait. The calls do not block, so they need no hand-over of
-// the processor: RawSyscall.
+// readSome reads until the device is empty or the frames are full, and waits
+// for the first frame. The calls do not block, so they need no hand-over of the
+// processor: RawSyscall.
 func (d *fast) readSome(fd uintptr) bool {
 	s := &d.in
 	for s.n < len(s.frames) {
@@ -189,7 +200,10 @@ func (d *fast) readSome(fd uintptr) bool {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.EAGAIN:
-			return s.n > 0
+			if s.n > 0 || !d.waiter.Readable(fd) {
+				return true
+			}
+			continue
 		case errno != 0:
 			s.errno = errno
 			return true

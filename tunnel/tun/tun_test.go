@@ -172,6 +172,44 @@ func testPacketsThroughTheKernel(t *testing.T, cfg Config) {
 	}
 }
 
+// A reader that waits gets what comes later.
+func TestReadWaits(t *testing.T) {
+	for _, backend := range backends {
+		cfg := testConfig()
+		cfg.Backend = backend
+		d, ns := open(t, cfg)
+		type result struct {
+			n   int
+			err error
+		}
+		done := make(chan result)
+		frames := []tunnel.Frame{{Data: make([]byte, 0, 2000)}, {Data: make([]byte, 0, 2000)}}
+		go func() {
+			n, err := d.Queues()[0].ReadBatch(frames)
+			done <- result{n, err}
+		}()
+		conn, err := ns.Dial(t.Context(), "udp", "203.0.113.9:7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Until the reader has surely been waiting, and then some.
+		for sent := true; sent; {
+			select {
+			case r := <-done:
+				if r.n != 1 || r.err != nil || !bytes.HasSuffix(frames[0].Data, []byte("late")) {
+					t.Errorf("%s: read %d, %q, %v", backend, r.n, frames[0].Data, r.err)
+				}
+				sent = false
+			case <-time.After(10 * time.Millisecond):
+				if _, err := conn.Write([]byte("late")); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		_, _ = conn.Close(), d.Close()
+	}
+}
+
 func TestCloseEndsPendingRead(t *testing.T) {
 	for _, backend := range backends {
 		cfg := testConfig()
