@@ -159,6 +159,9 @@ func TestChaos(t *testing.T) {
 		if err := chaos(seed, nil, nil); err != nil {
 			t.Errorf("QUIETLINE_SEED=%d: %v", seed, err)
 		}
+		if (seed+1)%5000 == 0 {
+			t.Logf("%d seeds", seed+1)
+		}
 	}
 	t.Logf("%d seeds", n)
 }

@@ -39,6 +39,7 @@ func (m *Machine) without(reason string) {
 		return
 	}
 	m.init.choice.mode, m.init.choice.source = c.level(), m.source.state
+	m.init.choice.ahead = nil
 	if m.cfg.Policy.offer() == QKD {
 		m.init.why = reason
 	}
@@ -106,6 +107,9 @@ func (m *Machine) drawn(a *KeyAnswer) {
 func (m *Machine) commit(keys []tunnel.Key) {
 	c := &m.init.choice
 	c.mode, c.source, c.ids = QKD, sourceGood, idsOf(keys)
+	if len(m.stock.sets) > 0 && len(keys)+len(m.stock.sets[0]) <= maxKeys {
+		c.ahead = idsOf(m.stock.sets[0])
+	}
 	m.sendM3(keys)
 }
 

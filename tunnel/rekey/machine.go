@@ -161,7 +161,7 @@ func (m *Machine) Clear() {
 	for _, c := range m.chains {
 		c.rk.Clear()
 	}
-	for _, keys := range m.stock.sets {
+	for _, keys := range append(m.stock.sets, m.stock.foretold) {
 		wipe(keys)
 	}
 	m.cfg.StaticSeed.Clear()
@@ -308,6 +308,9 @@ func (m *Machine) wake() time.Time {
 	w = earliest(w, m.aheadAt())
 	if len(m.stock.until) > 0 {
 		w = earliest(w, m.stock.until[0])
+	}
+	if len(m.stock.foretold) > 0 {
+		w = earliest(w, m.stock.expires)
 	}
 	if m.init != nil {
 		w = earliest(w, earliest(m.init.resendAt, m.init.until))

@@ -3,6 +3,7 @@ package rekey
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
@@ -137,7 +138,9 @@ func (p *welcome) decode(b []byte) error {
 // milliseconds 4, key_ID 16 each in room for maxKeys. Mode Blocked refuses
 // the peer's policy: no epoch shall come of it. Bit 0 of sources says that QKD
 // keys from the key manager go in; the high four bits are the state of the
-// initiator's key manager.
+// initiator's key manager. The low four bits of n count the key_IDs of this
+// epoch; the high four bits count those after them, of keys that the initiator
+// has drawn ahead: the responder may collect them in its own time.
 type choice struct {
 	mode    Level
 	source  sourceState
@@ -145,6 +148,7 @@ type choice struct {
 	epoch   uint64
 	rtt     time.Duration
 	ids     []tunnel.KeyID
+	ahead   []tunnel.KeyID
 }
 
 const (
@@ -158,10 +162,11 @@ func (p *choice) encode() []byte {
 		sources = sourceQKD
 	}
 	sources |= byte(p.source) << 4
-	b := append(make([]byte, 0, choiceSize), byte(p.mode), sources, p.attempt, byte(len(p.ids)))
+	b := append(make([]byte, 0, choiceSize), byte(p.mode), sources, p.attempt,
+		byte(len(p.ids)|len(p.ahead)<<4))
 	b = binary.BigEndian.AppendUint64(b, p.epoch)
 	b = binary.BigEndian.AppendUint32(b, milliseconds(p.rtt))
-	for _, id := range p.ids {
+	for _, id := range slices.Concat(p.ids, p.ahead) {
 		b = append(b, id[:]...)
 	}
 	return b[:choiceSize]
@@ -171,24 +176,24 @@ func (p *choice) decode(b []byte) error {
 	if len(b) != choiceSize {
 		return fmt.Errorf("parse c3: %d bytes", len(b))
 	}
-	n := int(b[3])
+	n, all := int(b[3]&15), int(b[3]&15+b[3]>>4)
 	*p = choice{mode: Level(b[0]), source: sourceState(b[1] >> 4), attempt: b[2],
 		epoch: binary.BigEndian.Uint64(b[4:]),
 		rtt:   time.Duration(binary.BigEndian.Uint32(b[12:])) * time.Millisecond}
 	fresh := p.mode == QKD
-	if p.mode > QKD || n > maxKeys || fresh != (n > 0) || fresh != (b[1]&15 == sourceQKD) ||
-		!fresh && b[1]&15 != 0 || p.source > sourceDenied || p.attempt == 0 || !allZero(b[16+16*n:]) {
+	if p.mode > QKD || all > maxKeys || fresh != (n > 0) || fresh != (b[1]&15 == sourceQKD) ||
+		!fresh && b[1]&15 != 0 || p.source > sourceDenied || p.attempt == 0 || !allZero(b[16+16*all:]) {
 		return fmt.Errorf("parse c3: mode %d, sources %d, attempt %d, %d keys", b[0], b[1], b[2], n)
 	}
-	for i := range n {
+	var ids []tunnel.KeyID
+	for i := range all {
 		id := tunnel.KeyID(b[16+16*i:])
-		for _, other := range p.ids {
-			if other == id {
-				return fmt.Errorf("parse c3: a key_ID stands twice")
-			}
+		if slices.Contains(ids, id) {
+			return fmt.Errorf("parse c3: a key_ID stands twice")
 		}
-		p.ids = append(p.ids, id)
+		ids = append(ids, id)
 	}
+	p.ids, p.ahead = ids[:n:n], ids[n:]
 	return nil
 }
 

@@ -39,6 +39,8 @@ func TestMessagesRoundTrip(t *testing.T) {
 		{"c3 refusal", &choice{mode: Blocked, attempt: 1, epoch: 9}, &choice{}},
 		{"c3 two keys", &choice{mode: QKD, attempt: 3, epoch: 1 << 60, rtt: time.Second,
 			ids: []tunnel.KeyID{{1}, {2}}}, &choice{}},
+		{"c3 keys ahead", &choice{mode: QKD, attempt: 1, ids: []tunnel.KeyID{{1}},
+			ahead: []tunnel.KeyID{{2}, {3}}}, &choice{}},
 		{"c4", &verdict{status: refusedBusy, epoch: 3, wait: time.Minute}, &verdict{}},
 	} {
 		b := tc.in.encode()
@@ -86,6 +88,7 @@ func TestMessagesRefuse(t *testing.T) {
 		{"five keys", &choice{}, c3, 3, 5},
 		{"no keys but mode QKD", &choice{}, c3, 3, 0},
 		{"one key and rubbish", &choice{}, c3, 3, 1},
+		{"two keys and three ahead", &choice{}, c3, 3, 0x32},
 		{"the same key twice", &choice{}, c3, 32, 1},
 		{"status 6", &verdict{}, c4, 0, 6},
 		{"reserved byte", &verdict{}, c4, 2, 1},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
@@ -272,8 +273,17 @@ func (m *Machine) accept(p *pending) {
 		return
 	}
 	m.remember(p.choice.ids)
+	if keys := m.fromForetold(p.choice.ids); keys != nil {
+		m.confirmM3(p, keys)
+		wipe(keys)
+		return
+	}
 	p.phase = collecting
 	p.until = m.now.Add(m.cfg.KeyBudget + time.Second)
+	if slices.Equal(m.stock.told, p.choice.ids) {
+		p.request = m.stock.asked // under way since the epoch before
+		return
+	}
 	m.ask(&KeyRequest{IDs: p.choice.ids}, asker{pending: p})
 	p.request = m.lastAsk
 }
@@ -325,6 +335,7 @@ func (m *Machine) confirmM3(p *pending, keys []tunnel.Key) {
 	}
 	m.chains = [2]chain{next, p.chain.copy()}
 	m.installResponder(e, p.m3, p.why(m))
+	m.collectAhead(p.choice.ahead)
 	m.dropPending(p.index)
 }
 

@@ -48,7 +48,8 @@ type source struct {
 type asker struct {
 	init    *initiation
 	pending *pending
-	ahead   bool // keys for a later epoch
+	ahead   bool           // keys for a later epoch
+	named   []tunnel.KeyID // keys of the peer for a later epoch
 }
 
 // stock is QKD keys drawn ahead for the next epochs (handshake.md 4.6), so
@@ -58,6 +59,13 @@ type stock struct {
 	sets    [][]tunnel.Key
 	until   []time.Time // when each set is discarded
 	waiting []uint64    // requests under way
+	// foretold are keys that the peer drew ahead and named to us; we have
+	// collected them already. There is one set at most.
+	foretold []tunnel.Key
+	expires  time.Time // of foretold
+	// asked is the request under way for the keys told.
+	told  []tunnel.KeyID
+	asked uint64
 }
 
 const (
@@ -76,6 +84,9 @@ func (m *Machine) ask(r *KeyRequest, who asker) {
 func (m *Machine) answered(a *KeyAnswer) {
 	who, ok := m.asked[a.ID]
 	delete(m.asked, a.ID)
+	if m.stock.asked == a.ID {
+		m.stock.told, m.stock.asked = nil, 0
+	}
 	switch {
 	case !ok:
 		a.clear()
@@ -85,10 +96,11 @@ func (m *Machine) answered(a *KeyAnswer) {
 	case who.ahead:
 		m.unwait(a.ID)
 		m.drawnAhead(a)
-	case who.pending != nil && m.pending[who.pending.index] == who.pending &&
-		who.pending.request == a.ID:
-		m.collected(who.pending, a)
-	case who == asker{}:
+	case m.waits(a.ID) != nil:
+		m.collected(m.waits(a.ID), a)
+	case who.named != nil:
+		m.foretell(who.named, a)
+	case who.init == nil && who.pending == nil:
 		m.setSource(sourceOf(a.Err))
 		a.clear()
 	case who.init != nil: // the handshake has ended meanwhile
@@ -99,6 +111,16 @@ func (m *Machine) answered(a *KeyAnswer) {
 		m.stats.KeysMissed += uint64(len(a.Keys))
 		a.clear()
 	}
+}
+
+// waits finds the handshake of the peer's that waits for an answer.
+func (m *Machine) waits(id uint64) *pending {
+	for _, p := range m.pending {
+		if p.phase == collecting && p.request == id {
+			return p
+		}
+	}
+	return nil
 }
 
 // setSource notes the state; a bad one starts probing, a good one ends it and
@@ -199,6 +221,41 @@ func (m *Machine) drawnAhead(a *KeyAnswer) {
 	m.stock.until = append(m.stock.until, m.now.Add(stockLife))
 }
 
+// collectAhead asks for the keys that the peer has named for a later epoch.
+func (m *Machine) collectAhead(ids []tunnel.KeyID) {
+	if len(ids) > 0 && m.source.state.canCollect() {
+		m.ask(&KeyRequest{IDs: ids}, asker{named: ids})
+		m.stock.told, m.stock.asked = ids, m.lastAsk
+	}
+}
+
+// foretell keeps such keys. A failure says nothing yet: the keys are asked for
+// again when an M3 names them for its epoch.
+func (m *Machine) foretell(ids []tunnel.KeyID, a *KeyAnswer) {
+	if a.Err != nil || m.checkKeys(a.Keys, ids) != nil {
+		a.clear()
+		return
+	}
+	m.dropForetold()
+	m.stock.foretold, m.stock.expires = a.Keys, m.now.Add(stockLife)
+}
+
+func (m *Machine) dropForetold() {
+	m.stats.KeysMissed += uint64(len(m.stock.foretold))
+	wipe(m.stock.foretold)
+	m.stock.foretold = nil
+}
+
+// fromForetold takes the foretold keys if they are the ones named; nil = not.
+func (m *Machine) fromForetold(ids []tunnel.KeyID) []tunnel.Key {
+	keys := m.stock.foretold
+	if len(keys) == 0 || m.checkKeys(keys, ids) != nil {
+		return nil
+	}
+	m.stock.foretold = nil
+	return keys
+}
+
 // fromStock takes the oldest set; nil = none.
 func (m *Machine) fromStock() []tunnel.Key {
 	if len(m.stock.sets) == 0 {
@@ -215,6 +272,9 @@ func (m *Machine) ageStock() {
 		keys := m.fromStock()
 		m.stats.KeysLost += uint64(len(keys))
 		wipe(keys)
+	}
+	if len(m.stock.foretold) > 0 && (m.cur == nil || !m.stock.expires.After(m.now)) {
+		m.dropForetold()
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel"
 )
 
@@ -24,6 +25,69 @@ func TestSlowKeyManager(t *testing.T) {
 	s := i.m.Stats()
 	if n := s.Epochs - before.Epochs; n < 98 || s.Failed != 0 || s.KeysLost != 0 || i.lost != 0 {
 		t.Errorf("%d epochs in 100 s; %+v", n, s)
+	}
+}
+
+// TestSlowKeyManagerOfTheResponder: it collects the keys of the next epoch
+// while the present one lives.
+func TestSlowKeyManagerOfTheResponder(t *testing.T) {
+	w := newWorld(3)
+	w.toy = true
+	w.start(QKDStrict, func(_ int, c *Config) { c.EpochLife = time.Second })
+	i, r := w.named("I"), w.named("R")
+	w.kme.state[r.id].delay = 800 * time.Millisecond
+	w.mustBeUp(t, 3*time.Second)
+	w.traffic(10 * time.Millisecond)
+	w.run(10 * time.Second)
+	before := i.m.Stats()
+	w.run(100 * time.Second)
+	w.ok(t)
+	s := i.m.Stats()
+	if n := s.Epochs - before.Epochs; n < 98 || s.Failed != 0 || s.KeysLost != 0 || i.lost != 0 {
+		t.Errorf("%d epochs in 100 s; %+v", n, s)
+	}
+	if s := r.m.Stats(); s.KeysMissed != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestForetoldKeysAreChecked: keys collected ahead serve only the M3 that
+// names them, and go with the epoch.
+func TestForetoldKeysAreChecked(t *testing.T) {
+	w := upLine(t, QKDStrict, nil)
+	r := w.named("R")
+	ids := []tunnel.KeyID{{1}, {2}}
+	key := func(id tunnel.KeyID) tunnel.Key { return tunnel.Key{ID: id, Bits: secret.New(32)} }
+	for name, a := range map[string]*KeyAnswer{
+		"failed":    {Err: tunnel.ErrKeyDown},
+		"too few":   {Keys: []tunnel.Key{key(ids[0])}},
+		"others":    {Keys: []tunnel.Key{key(ids[0]), key(tunnel.KeyID{3})}},
+		"too short": {Keys: []tunnel.Key{key(ids[0]), {ID: ids[1], Bits: secret.New(16)}}},
+	} {
+		r.m.now = w.now
+		r.m.foretell(ids, a)
+		if len(r.m.stock.foretold) != 0 {
+			t.Errorf("%s: taken", name)
+		}
+		for _, k := range a.Keys {
+			if k.Bits.Len() != 0 {
+				t.Errorf("%s: not wiped", name)
+			}
+		}
+	}
+	good := &KeyAnswer{Keys: []tunnel.Key{key(ids[0]), key(ids[1])}}
+	raw := good.Keys[1].Bits.Expose()
+	raw[0] = 1
+	r.m.foretell(ids, good)
+	for _, other := range [][]tunnel.KeyID{{{1}}, {{2}, {1}}, {{1}, {4}}} {
+		if r.m.fromForetold(other) != nil {
+			t.Errorf("keys %v are served for %v", ids, other)
+		}
+	}
+	w.net.cut = [2]bool{true, true}
+	w.run(stockLife + time.Second)
+	if !allZero(raw) || len(r.m.stock.foretold) != 0 {
+		t.Error("foretold keys live on")
 	}
 }
 
