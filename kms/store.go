@@ -59,8 +59,10 @@ type Lease struct {
 
 	// With the empty link: the KME's own state.
 	Incarnation uint64 // of the last start
+	Epoch       uint64 // that all keys are wrapped under; 0 = never turned
 	Position    Position
 	Memories    []Memory
+	Links       []LinkID // of which anything is stored
 
 	// With a link: its state and its segments, oldest first.
 	Generation uint64 // newest seen
@@ -73,7 +75,8 @@ type Lease struct {
 // Op says what a [Change] does.
 type Op uint8
 
-// The changes. Each but OpRemember and OpTally is an entry of the audit log.
+// The changes. Each is an entry of the audit log, but for OpRemember, OpTally,
+// OpReseal and OpRewrap.
 const (
 	OpBoot     Op = 1 + iota // Incarnation: a process start, or a step above a clone
 	OpRemember               // Memory: what a peer showed of itself
@@ -89,6 +92,9 @@ const (
 	OpFinish                 // CLOSED to FINISHED
 	OpVoid                   // NEW, CONFIRMED or OPEN to VOID: bytes destroyed
 	OpTally                  // Ledger of Segment.Link
+	OpReseal                 // Sealed: the slots that live on, under a fresh data key
+	OpRewrap                 // Key: the segment's data key under the new epoch
+	OpTurn                   // Epoch: from now on; no key may be left under another
 	OpNote                   // audit only: Reason, and SAE or Peer it is about
 )
 
@@ -112,6 +118,8 @@ type Change struct {
 	Meta         Segment
 	Sealed       Sealed
 	IDKey        Wrapped
+	Key          Wrapped // OpRewrap
+	Epoch        uint64
 	Ledger       Ledger
 	Reason       string
 	Count        uint64 // OpNote: how many times

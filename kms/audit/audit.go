@@ -79,7 +79,13 @@ func Append(prev kms.Position, at time.Time, changes []kms.Change, names Names) 
 
 // Logged tells whether a change stands in the log. What a peer showed of
 // itself does not: else two KMEs would answer each other's entries for ever.
-func Logged(op kms.Op) bool { return op != kms.OpRemember && op != kms.OpTally }
+func Logged(op kms.Op) bool {
+	switch op {
+	case kms.OpRemember, kms.OpTally, kms.OpReseal, kms.OpRewrap:
+		return false
+	}
+	return true
+}
 
 // Parse reads the entry after prev and checks that it follows it. An empty
 // Reveal leaves names empty.
@@ -135,6 +141,7 @@ const (
 	fBoot
 	fReason
 	fNote
+	fEpoch
 )
 
 var fields = map[kms.Op]int{
@@ -150,6 +157,7 @@ var fields = map[kms.Op]int{
 	kms.OpClose:   fSegment,
 	kms.OpFinish:  fSegment,
 	kms.OpVoid:    fSegment | fReason,
+	kms.OpTurn:    fEpoch,
 	kms.OpNote:    fPeer | fReason | fNote,
 }
 
@@ -192,6 +200,9 @@ func appendChange(b []byte, c *kms.Change, names Names) ([]byte, error) {
 	}
 	if f&fBoot != 0 {
 		b = binary.BigEndian.AppendUint64(b, c.Incarnation)
+	}
+	if f&fEpoch != 0 {
+		b = binary.BigEndian.AppendUint64(b, c.Epoch)
 	}
 	if f&fReason != 0 {
 		b = codec.AppendString(b, c.Reason)
@@ -236,6 +247,9 @@ func readChange(r *codec.Reader, reveal Reveal) kms.Change {
 	}
 	if f&fBoot != 0 {
 		c.Incarnation = r.Uint64()
+	}
+	if f&fEpoch != 0 {
+		c.Epoch = r.Uint64()
 	}
 	if f&fReason != 0 {
 		c.Reason = r.String()

@@ -30,6 +30,7 @@ var everyChange = []kms.Change{
 	{Op: kms.OpClose, Segment: seg},
 	{Op: kms.OpFinish, Segment: seg},
 	{Op: kms.OpVoid, Segment: seg, Reason: "restart"},
+	{Op: kms.OpTurn, Epoch: 5},
 	{Op: kms.OpNote, Memory: kms.Memory{Peer: "kochi"}, SAE: "a", Reason: "refused", Count: 7},
 }
 
@@ -45,7 +46,8 @@ func (b book) reveal(c Commitment) (etsi014.SAEID, bool) { n, ok := b[c]; return
 
 func TestEveryChangeComesBack(t *testing.T) {
 	names := book{}
-	unlogged := []kms.Change{{Op: kms.OpRemember}, {Op: kms.OpTally}}
+	unlogged := []kms.Change{{Op: kms.OpRemember}, {Op: kms.OpTally}, {Op: kms.OpReseal},
+		{Op: kms.OpRewrap}}
 	at := time.Date(2026, 11, 21, 1, 2, 3, 4, time.UTC)
 	entry, next, err := Append(kms.Position{Length: 4, Hash: [32]byte{1}}, at,
 		append(unlogged, everyChange...), names.names)

@@ -4,7 +4,8 @@
 // role, and the chained audit log stand in the same file, so that claim and
 // audit are one transaction. Buckets and keys:
 //
-//	meta      schema, kme, fence, boot (incarnation), position, peer/<KME ID>
+//	meta      schema, kme, fence, boot (incarnation), epoch, position,
+//	          peer/<KME ID>
 //	links     <link> → generation, floor, ID key, ledger
 //	segments  <segment> → what is known of it
 //	keys      <segment> → its data key, wrapped
@@ -67,6 +68,7 @@ var (
 	kKME      = []byte("kme")
 	kFence    = []byte("fence")
 	kBoot     = []byte("boot")
+	kEpoch    = []byte("epoch")
 	kPosition = []byte("position")
 	pPeer     = "peer/"
 )

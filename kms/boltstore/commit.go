@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -123,6 +124,8 @@ func (t *transaction) apply(c *kms.Change) error {
 		return err
 	case kms.OpIngest:
 		return t.ingest(c)
+	case kms.OpTurn:
+		return t.turn(c.Epoch)
 	case kms.OpNote:
 		return nil
 	}
@@ -160,6 +163,8 @@ func (t *transaction) change(c *kms.Change) error {
 			return err
 		}
 		return t.destroy(seg)
+	case kms.OpReseal, kms.OpRewrap:
+		return t.reseal(seg, c)
 	case kms.OpFinish:
 		seg.gone = true
 		return seg.move(kms.StateFinished)
@@ -225,6 +230,10 @@ func (t *transaction) ingest(c *kms.Change) error {
 		id.Number+1 == 0 {
 		return fmt.Errorf("%w: segment and slots do not fit", kms.ErrChange)
 	}
+	if e := getUint64(t.meta, kEpoch); e != 0 && c.Sealed.Key.Epoch != e {
+		return fmt.Errorf("%w: data key of epoch %d, this is %d", kms.ErrChange,
+			c.Sealed.Key.Epoch, e)
+	}
 	l.generation, l.floor = id.Generation, id.Number+1
 	s := &liveSegment{Segment: m, key: segmentKey(id), dirty: true, claims: map[int]kms.Bitmap{}}
 	t.seen[id] = s
@@ -232,6 +241,53 @@ func (t *transaction) ingest(c *kms.Change) error {
 		return err
 	}
 	return t.slots.Put(s.key, c.Sealed.Slots)
+}
+
+// reseal replaces a segment's data key, and for OpReseal its slots too.
+func (t *transaction) reseal(seg *liveSegment, c *kms.Change) error {
+	old := t.slots.Get(seg.key)
+	if old == nil {
+		return fmt.Errorf("%w: reseal of a %s segment", kms.ErrState, seg.State)
+	}
+	if c.Op == kms.OpRewrap {
+		return t.keys.Put(seg.key, appendWrapped(nil, c.Key))
+	}
+	if len(c.Sealed.Slots) != len(old) {
+		return fmt.Errorf("%w: %d sealed bytes for %d", kms.ErrChange, len(c.Sealed.Slots), len(old))
+	}
+	if err := t.keys.Put(seg.key, appendWrapped(nil, c.Sealed.Key)); err != nil {
+		return err
+	}
+	return t.slots.Put(seg.key, c.Sealed.Slots)
+}
+
+// turn moves the epoch on. It is refused if any key would be left behind: the
+// key of the epoch before is destroyed next.
+func (t *transaction) turn(epoch uint64) error {
+	if epoch <= getUint64(t.meta, kEpoch) {
+		return fmt.Errorf("%w: epoch goes back to %d", kms.ErrChange, epoch)
+	}
+	err := t.keys.ForEach(func(_, v []byte) error {
+		if w, err := parseWrapped(v); err != nil || w.Epoch != epoch {
+			return errors.Join(err, fmt.Errorf("%w: a data key is left in epoch %d", kms.ErrChange,
+				w.Epoch))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = t.links.ForEach(func(k, _ []byte) error {
+		l, err := t.link(kms.LinkID(k))
+		if err == nil && l.idKey.Epoch != 0 && l.idKey.Epoch != epoch {
+			err = fmt.Errorf("%w: an ID key is left in epoch %d", kms.ErrChange, l.idKey.Epoch)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return putUint64(t.meta, kEpoch, epoch)
 }
 
 func (s *liveSegment) openUnder(session kms.Session) error {

@@ -46,7 +46,7 @@ func (s *Store) leaseKME(l *kms.Lease) error {
 	defer tx.Rollback()
 	meta := tx.Bucket(bMeta)
 	l.Fence = kms.Fence(getUint64(meta, kFence) + 1)
-	l.Incarnation = getUint64(meta, kBoot)
+	l.Incarnation, l.Epoch = getUint64(meta, kBoot), getUint64(meta, kEpoch)
 	if l.Position, err = parsePosition(meta.Get(kPosition)); err != nil {
 		return err
 	}
@@ -57,6 +57,12 @@ func (s *Store) leaseKME(l *kms.Lease) error {
 			return err
 		}
 		l.Memories = append(l.Memories, m)
+	}
+	if err := tx.Bucket(bLinks).ForEach(func(k, _ []byte) error {
+		l.Links = append(l.Links, kms.LinkID(k))
+		return nil
+	}); err != nil {
+		return err
 	}
 	if err := putUint64(meta, kFence, uint64(l.Fence)); err != nil {
 		return err

@@ -46,12 +46,18 @@ const (
 
 var magic = [8]byte{'Q', 'L', 'e', 'p', 'o', 'c', 'h', '1'}
 
-// Ring holds the epoch keys of one KME, unwrapped. Its methods may be called
-// from several goroutines.
+// Ring holds the epoch key of one KME, unwrapped; between Next and Finish of a
+// turn, two. Its methods may be called from several goroutines.
 type Ring struct {
+	path string
+	wrap cipher.AEAD // under the root key
+
 	mu      sync.RWMutex
 	epochs  map[uint64]cipher.AEAD
 	current uint64
+	// transit wraps data keys between Seal and the commit that stores them,
+	// when the epoch that will be theirs is known.
+	transit cipher.AEAD
 }
 
 // NewRootKey makes a root key file of 32 random bytes with mode 0600. It does
@@ -77,52 +83,172 @@ func ReadRootKey(path string) (secret.Bytes, error) {
 	if err != nil {
 		return key, fmt.Errorf("read root key: %w", err)
 	}
-	if key.Len() != KeySize {
+	if n := key.Len(); n != KeySize {
 		key.Clear()
-		return key, fmt.Errorf("read root key %s: %d bytes, want %d", path, key.Len(), KeySize)
+		return key, fmt.Errorf("read root key %s: %d bytes, want %d", path, n, KeySize)
 	}
 	return key, nil
 }
 
-// Open unwraps the epoch keys of the file at path; if there is no file and
-// fresh is true, it makes one. The root key stays the caller's. Errors:
-// kms.ErrRootKey, kms.ErrCorrupt, or the file system's.
-func Open(path string, root secret.Bytes, fresh bool) (*Ring, error) {
-	wrap, err := newAEAD(root.Expose())
+// Open unwraps the epoch key that the store's keys are wrapped under: epoch as
+// the store tells it, 0 for one that never turned. The other half of a turn
+// that a crash cut short is destroyed. Without a file a fresh KME gets one.
+// The root key stays the caller's. Errors: kms.ErrRootKey, kms.ErrCorrupt, or
+// the file system's.
+func Open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
+	r, err := open(path, root, max(epoch, 1), fresh)
 	if err != nil {
-		return nil, fmt.Errorf("open epoch keys: %w", err)
+		return nil, fmt.Errorf("open epoch keys %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
+	r := &Ring{path: path, epochs: map[uint64]cipher.AEAD{}, current: epoch}
+	var transit [KeySize]byte
+	defer secret.Wipe(transit[:])
+	if _, err := rand.Read(transit[:]); err != nil {
+		return nil, err
+	}
+	var err error
+	if r.transit, err = newAEAD(transit[:]); err != nil {
+		return nil, err
+	}
+	if r.wrap, err = newAEAD(root.Expose()); err != nil {
+		return nil, err
 	}
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) && fresh {
-		data, err = create(path, wrap)
+		data, err = create(path, r.wrap)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("open epoch keys: %w", err)
+		return nil, err
 	}
-	r := &Ring{epochs: map[uint64]cipher.AEAD{}}
-	whole, opened := 0, 0
+	whole, other, err := r.unwrapSlots(data)
+	switch {
+	case err != nil:
+		return nil, err
+	case r.epochs[epoch] != nil:
+		return r, r.forgetOthers(epoch)
+	case whole == 0:
+		return nil, fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
+	case len(r.epochs) == 0:
+		return nil, fmt.Errorf("%w; give the root key that this KME was set up with", kms.ErrRootKey)
+	}
+	return nil, fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
+		"files is an older copy; what was stored cannot be read any more", kms.ErrCorrupt, epoch, other)
+}
+
+// unwrapSlots fills epochs with what the root key opens.
+func (r *Ring) unwrapSlots(data []byte) (whole int, newest uint64, err error) {
 	for i := 0; i+slotSize <= len(data) && i < 2*slotSize; i += slotSize {
 		slot := data[i : i+slotSize]
 		if !sound(slot) {
 			continue
 		}
 		whole++
-		epoch, key, err := unwrapEpoch(wrap, slot)
-		if err != nil {
-			continue
+		if epoch, key, err := unwrapEpoch(r.wrap, slot); err == nil {
+			r.epochs[epoch] = key
+			newest = max(newest, epoch)
 		}
-		opened++
-		r.epochs[epoch] = key
-		r.current = max(r.current, epoch)
 	}
-	switch {
-	case opened > 0:
-		return r, nil
-	case whole > 0:
-		return nil, fmt.Errorf("open epoch keys %s: %w; give the root key that this KME was set up with",
-			path, kms.ErrRootKey)
+	return whole, newest, nil
+}
+
+// forgetOthers destroys every epoch key but one, on disk and in memory.
+func (r *Ring) forgetOthers(keep uint64) error {
+	for epoch := range r.epochs {
+		if epoch != keep {
+			if err := r.writeSlot(epoch, make([]byte, slotSize)); err != nil {
+				return fmt.Errorf("destroy epoch key %d: %w", epoch, err)
+			}
+			delete(r.epochs, epoch)
+		}
 	}
-	return nil, fmt.Errorf("open epoch keys %s: %w: neither slot is whole", path, kms.ErrCorrupt)
+	return nil
+}
+
+// writeSlot overwrites the slot of an epoch in place and waits for the disk.
+func (r *Ring) writeSlot(epoch uint64, slot []byte) (err error) {
+	f, err := os.OpenFile(r.path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	if _, err := f.WriteAt(slot, int64(epoch+1)%2*slotSize); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// Next begins a turn: the next epoch's key is on disk when it returns. Keys
+// are wrapped under it by [Ring.Rewrap] and [Ring.Reseal]; until Finish
+// everything else still uses the epoch before. After an error the ring must
+// not be used: the KME stops.
+func (r *Ring) Next() (uint64, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := r.current + 1
+	slot, err := wrapEpoch(r.wrap, next)
+	if err == nil {
+		err = r.writeSlot(next, slot)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("begin epoch %d: %w", next, err)
+	}
+	_, r.epochs[next], err = unwrapEpoch(r.wrap, slot)
+	if err != nil {
+		return 0, fmt.Errorf("begin epoch %d: %w", next, err)
+	}
+	return next, nil
+}
+
+// Finish ends a turn after the commit that names the new epoch: the key before
+// is destroyed, and with it all that was wrapped under it only.
+func (r *Ring) Finish(epoch uint64) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.current = epoch
+	if err := r.forgetOthers(epoch); err != nil {
+		return fmt.Errorf("end turn: %w", err)
+	}
+	return nil
+}
+
+// Rewrap moves a wrapped key to an epoch: from the epoch before, or from
+// transit, where Seal leaves it.
+func (r *Ring) Rewrap(use []byte, w kms.Wrapped, epoch uint64) (kms.Wrapped, error) {
+	key, err := r.Unwrap(use, w)
+	if err != nil {
+		return kms.Wrapped{}, err
+	}
+	defer key.Clear()
+	return r.wrapUnder(use, key.Expose(), epoch)
+}
+
+// Settle moves a key from transit to the current epoch.
+func (r *Ring) Settle(use []byte, w kms.Wrapped) (kms.Wrapped, error) {
+	if w.Epoch != transitEpoch {
+		return w, nil
+	}
+	r.mu.RLock()
+	current := r.current
+	r.mu.RUnlock()
+	return r.Rewrap(use, w, current)
+}
+
+// transitEpoch marks keys that are not stored yet.
+const transitEpoch = 0
+
+// Epoch is the current one.
+func (r *Ring) Epoch() uint64 {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.current
 }
 
 func create(path string, wrap cipher.AEAD) ([]byte, error) {
@@ -177,25 +303,36 @@ func newAEAD(key []byte) (cipher.AEAD, error) {
 }
 
 // Wrap seals a key under the current epoch for the given use: what names it.
-func (r *Ring) Wrap(use, key []byte) (kms.Wrapped, error) {
+func (r *Ring) Wrap(use, key []byte) (kms.Wrapped, error) { return r.wrapUnder(use, key, r.Epoch()) }
+
+func (r *Ring) key(epoch uint64) cipher.AEAD {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	w := kms.Wrapped{Epoch: r.current, Bytes: make([]byte, nonceSize, nonceSize+len(key)+TagSize)}
+	if epoch == transitEpoch {
+		return r.transit
+	}
+	return r.epochs[epoch]
+}
+
+func (r *Ring) wrapUnder(use, key []byte, epoch uint64) (kms.Wrapped, error) {
+	aead := r.key(epoch)
+	if aead == nil {
+		return kms.Wrapped{}, fmt.Errorf("wrap key: %w: no epoch %d", kms.ErrCorrupt, epoch)
+	}
+	w := kms.Wrapped{Epoch: epoch, Bytes: make([]byte, nonceSize, nonceSize+len(key)+TagSize)}
 	if _, err := rand.Read(w.Bytes); err != nil {
 		return w, fmt.Errorf("wrap key: %w", err)
 	}
-	w.Bytes = r.epochs[r.current].Seal(w.Bytes, w.Bytes, key, use)
+	w.Bytes = aead.Seal(w.Bytes, w.Bytes, key, use)
 	return w, nil
 }
 
 // Unwrap opens a wrapped key; the caller clears it.
 func (r *Ring) Unwrap(use []byte, w kms.Wrapped) (secret.Bytes, error) {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	epoch := r.epochs[w.Epoch]
+	epoch := r.key(w.Epoch)
 	if epoch == nil {
 		return secret.Bytes{}, fmt.Errorf("unwrap key: %w: epoch %d is gone, this is %d",
-			kms.ErrCorrupt, w.Epoch, r.current)
+			kms.ErrCorrupt, w.Epoch, r.Epoch())
 	}
 	if len(w.Bytes) < nonceSize {
 		return secret.Bytes{}, fmt.Errorf("unwrap key: %w: %d bytes", kms.ErrCorrupt, len(w.Bytes))
@@ -207,9 +344,37 @@ func (r *Ring) Unwrap(use []byte, w kms.Wrapped) (secret.Bytes, error) {
 	return secret.Own(key), nil
 }
 
-// Seal seals the slots of a segment under a fresh data key. The slots stay the
-// caller's to clear.
+// Seal seals the slots of a segment under a fresh data key, which is left in
+// transit: Settle it in the commit that stores the segment, for the epoch may
+// turn before. The slots stay the caller's to clear.
 func (r *Ring) Seal(id kms.SegmentID, slots []byte, slotBytes int) (kms.Sealed, error) {
+	return r.seal(id, slots, slotBytes, transitEpoch, nil)
+}
+
+// Reseal seals a segment's slots anew under a fresh data key of an epoch, all
+// but those in gone: in their place stand zeros.
+func (r *Ring) Reseal(id kms.SegmentID, old kms.Sealed, slotBytes int, gone kms.Bitmap,
+	epoch uint64) (kms.Sealed, error) {
+	o, err := r.Opener(id, old, slotBytes)
+	if err != nil {
+		return kms.Sealed{}, err
+	}
+	n := len(old.Slots) / (slotBytes + TagSize)
+	plain := make([]byte, n*slotBytes)
+	defer secret.Wipe(plain)
+	for i := range n {
+		if gone.Get(i) {
+			continue
+		}
+		if _, err := o.open(plain[i*slotBytes:i*slotBytes], i); err != nil {
+			return kms.Sealed{}, fmt.Errorf("reseal segment %s: %w", id, err)
+		}
+	}
+	return r.seal(id, plain, slotBytes, epoch, gone)
+}
+
+func (r *Ring) seal(id kms.SegmentID, slots []byte, slotBytes int, epoch uint64,
+	gone kms.Bitmap) (kms.Sealed, error) {
 	var key [KeySize]byte
 	defer secret.Wipe(key[:])
 	if _, err := rand.Read(key[:]); err != nil {
@@ -220,7 +385,7 @@ func (r *Ring) Seal(id kms.SegmentID, slots []byte, slotBytes int) (kms.Sealed, 
 		return kms.Sealed{}, fmt.Errorf("seal segment: %w", err)
 	}
 	name := Name(id)
-	wrapped, err := r.Wrap(name, key[:])
+	wrapped, err := r.wrapUnder(name, key[:], epoch)
 	if err != nil {
 		return kms.Sealed{}, err
 	}
@@ -228,6 +393,10 @@ func (r *Ring) Seal(id kms.SegmentID, slots []byte, slotBytes int) (kms.Sealed, 
 	s := kms.Sealed{Key: wrapped, Slots: make([]byte, 0, n*(slotBytes+TagSize))}
 	var nonce [nonceSize]byte
 	for i := range n {
+		if gone.Get(i) {
+			s.Slots = append(s.Slots, make([]byte, slotBytes+TagSize)...)
+			continue
+		}
 		binary.BigEndian.PutUint64(nonce[4:], uint64(i))
 		s.Slots = aead.Seal(s.Slots, nonce[:], slots[i*slotBytes:(i+1)*slotBytes], name)
 	}
@@ -276,16 +445,25 @@ func (o *Opener) Key(first, n, sizeBits int) (secret.Bytes, error) {
 		return secret.Bytes{}, fmt.Errorf("open slots %d+%d: %w", first, n, kms.ErrCorrupt)
 	}
 	buf := make([]byte, 0, n*o.slotBytes)
-	var nonce [nonceSize]byte
 	for i := first; i < first+n; i++ {
-		binary.BigEndian.PutUint64(nonce[4:], uint64(i))
 		var err error
-		buf, err = o.aead.Open(buf, nonce[:], o.slots[i*sealed:(i+1)*sealed], o.name)
-		if err != nil {
+		if buf, err = o.open(buf, i); err != nil {
 			secret.Wipe(buf[:cap(buf)])
-			return secret.Bytes{}, fmt.Errorf("open slot %d: %w", i, kms.ErrCorrupt)
+			return secret.Bytes{}, err
 		}
 	}
 	secret.Wipe(buf[sizeBits/8:])
 	return secret.Own(buf[:sizeBits/8]), nil
+}
+
+// open appends slot i to buf, which has room for it.
+func (o *Opener) open(buf []byte, i int) ([]byte, error) {
+	var nonce [nonceSize]byte
+	binary.BigEndian.PutUint64(nonce[4:], uint64(i))
+	sealed := o.slotBytes + TagSize
+	out, err := o.aead.Open(buf, nonce[:], o.slots[i*sealed:(i+1)*sealed], o.name)
+	if err != nil {
+		return buf, fmt.Errorf("open slot %d: %w", i, kms.ErrCorrupt)
+	}
+	return out, nil
 }

@@ -393,7 +393,11 @@ func (j *journal) compare(t *testing.T, p *process) {
 		t.Fatal(err)
 	}
 	defer root.Clear()
-	ring, err := keyring.Open(filepath.Join(p.cfg.Dir, epochFile), root, false)
+	kme, err := store.Lease(t.Context(), "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ring, err := keyring.Open(filepath.Join(p.cfg.Dir, epochFile), root, kme.Epoch, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -79,6 +80,9 @@ type Config struct {
 	Limits  kms.Limits
 	// Retention is how long a drawn key waits for its target; 0 = 600 s.
 	Retention time.Duration
+	// EpochTurn is how often delivered keys become unreadable on this disk;
+	// 0 = 1 min.
+	EpochTurn time.Duration
 	// TrustDisks keeps stock through a restart of both KMEs of a link.
 	TrustDisks bool
 	Logger     *slog.Logger // nil = discard
@@ -211,8 +215,12 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 		return nil, err
 	}
 	defer root.Clear()
-	ring, err := keyring.Open(filepath.Join(n.cfg.Dir, epochFile), root, snap.KME.Incarnation == 0)
+	ring, err := keyring.Open(filepath.Join(n.cfg.Dir, epochFile), root, snap.KME.Epoch,
+		snap.KME.Incarnation == 0)
 	if err != nil {
+		return nil, err
+	}
+	if err := n.dropLinks(ctx, snap.KME); err != nil {
 		return nil, err
 	}
 	mc := peer.Config{KME: n.cfg.KME, SAEs: saes, TrustDisks: n.cfg.TrustDisks,
@@ -238,7 +246,46 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open KME: %w", err)
 	}
-	return newOwner(machine, n.store, snap.KME.Fence, ring, n.log), nil
+	o := newOwner(machine, n.store, snap.KME.Fence, ring, n.log)
+	if n.cfg.EpochTurn > 0 {
+		o.turnEvery = n.cfg.EpochTurn
+	}
+	return o, nil
+}
+
+// dropLinks voids what is stored of links that the configuration no longer has:
+// nobody could draw it, and its keys would keep old epochs alive.
+func (n *Node) dropLinks(ctx context.Context, kme kms.Lease) error {
+	for _, id := range kme.Links {
+		if slices.ContainsFunc(n.cfg.Links, func(l Link) bool { return l.ID == id }) {
+			continue
+		}
+		lease, err := n.store.Lease(ctx, id, -1)
+		if err != nil {
+			return fmt.Errorf("drop link %s: %w", id, err)
+		}
+		if len(lease.Segments) == 0 && lease.IDKey.Epoch == 0 {
+			continue
+		}
+		n.log.Warn("stock of a link that is no longer configured is void", "link", id,
+			"bits", lease.Ledger.Stored)
+		ledger := lease.Ledger
+		ledger.Void, ledger.Stored = ledger.Void+ledger.Stored, 0
+		changes := []kms.Change{
+			{Op: kms.OpLink, Segment: kms.SegmentID{Link: id}},
+			{Op: kms.OpTally, Segment: kms.SegmentID{Link: id}, Ledger: ledger}}
+		for _, s := range lease.Segments {
+			c := kms.Change{Op: kms.OpVoid, Segment: s.ID, Reason: "link is no longer configured"}
+			if s.State == kms.StateClosed {
+				c = kms.Change{Op: kms.OpFinish, Segment: s.ID}
+			}
+			changes = append(changes, c)
+		}
+		if _, err := n.store.Commit(ctx, kme.Fence, changes); err != nil {
+			return fmt.Errorf("drop link %s: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // Run works until ctx ends or the KME must stop; it returns nil or the cause.

@@ -23,7 +23,11 @@ const (
 	refusalEvery = time.Minute
 	// refusalKinds bounds those counts, whatever strangers call themselves.
 	refusalKinds = 1024
-	alarmsMost   = 32
+	// turnEvery is how often the epoch turns unless configured (rule 11), and
+	// turnKeys the deliveries after which it turns sooner.
+	turnEvery  = time.Minute
+	turnKeys   = 1 << 16
+	alarmsMost = 32
 )
 
 // owner is the goroutine that owns machine and store: it steps a batch of
@@ -48,7 +52,11 @@ type owner struct {
 	// Owned by run.
 	replies map[uint64]chan<- reply
 	openers map[kms.SegmentID]*keyring.Opener
-	own     []peer.Input // for the next batch
+	own     []peer.Input                  // for the next batch
+	wrapped map[kms.SegmentID]kms.Wrapped // data keys of live segments, as far as known
+	claims  int                           // keys answered since the last turn
+
+	turnEvery time.Duration
 
 	mu       sync.Mutex // guards the rest
 	state    error      // why nothing is served; nil while run runs
@@ -86,6 +94,7 @@ func newOwner(m *peer.Machine, s kms.Store, fence kms.Fence, ring *keyring.Ring,
 		machine: m, store: s, fence: fence, ring: ring, log: log, began: time.Now(),
 		in: make(chan request, batchMost), done: make(chan struct{}),
 		replies: map[uint64]chan<- reply{}, openers: map[kms.SegmentID]*keyring.Opener{},
+		wrapped: map[kms.SegmentID]kms.Wrapped{}, turnEvery: turnEvery,
 		refusals: map[refusal]uint64{}, state: errNotRunning,
 	}
 }
@@ -106,6 +115,8 @@ func (o *owner) run(ctx context.Context) (err error) {
 	defer wake.Stop()
 	refusals := time.NewTicker(refusalEvery)
 	defer refusals.Stop()
+	turn := time.NewTicker(o.turnEvery)
+	defer turn.Stop()
 	for first := true; ; first = false {
 		if len(o.own) == 0 {
 			select {
@@ -117,7 +128,17 @@ func (o *owner) run(ctx context.Context) (err error) {
 				o.own = append(o.own, peer.Tick{})
 			case <-refusals.C:
 				o.noteRefusals()
+			case <-turn.C:
+				o.claims = turnKeys
 			}
+		}
+		if err == nil && o.claims >= turnKeys {
+			o.claims = 0
+			err = o.turn(ctx)
+		}
+		if err != nil {
+			o.log.Error("KME stops", "err", err)
+			return err
 		}
 		o.drain()
 		at, err := o.batch(ctx)
@@ -167,7 +188,7 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	now := max(time.Since(o.began), 1)
 	for _, in := range inputs {
 		out := o.machine.Step(now, in)
-		if err := o.wrapIDKeys(&out); err != nil {
+		if err := o.wrapKeys(&out, o.ring.Epoch()); err != nil {
 			return 0, err
 		}
 		all.Changes = append(all.Changes, out.Changes...)
@@ -194,19 +215,84 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	return all.Wake, nil
 }
 
-func (o *owner) wrapIDKeys(out *peer.Output) error {
+// wrapKeys fills in what a step left to the key ring: new ID keys, and the data
+// keys of new segments, which are in transit until now.
+func (o *owner) wrapKeys(out *peer.Output, epoch uint64) (err error) {
 	for i := range out.Changes {
 		c := &out.Changes[i]
-		key, ok := out.IDKeys[c.Segment.Link]
-		if c.Op != kms.OpLink || !ok {
-			continue
+		switch c.Op {
+		case kms.OpLink:
+			name := keyring.IDKeyName(c.Segment.Link)
+			var w kms.Wrapped
+			if w, err = o.ring.Wrap(name, out.IDKeys[c.Segment.Link]); err == nil {
+				c.IDKey, err = o.ring.Rewrap(name, w, epoch)
+			}
+		case kms.OpIngest:
+			c.Sealed.Key, err = o.ring.Settle(keyring.Name(c.Segment), c.Sealed.Key)
 		}
-		var err error
-		if c.IDKey, err = o.ring.Wrap(keyring.IDKeyName(c.Segment.Link), key); err != nil {
+		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// turn moves to the next epoch (rule 11): its key is written, then one commit
+// names it with every key wrapped under it, then the key before is destroyed.
+// It shares its commit with nothing else, so that what it loads is what
+// stands.
+func (o *owner) turn(ctx context.Context) error {
+	if len(o.own) > 0 {
+		at := o.own
+		o.own = nil
+		defer func() { o.own = append(o.own, at...) }()
+	}
+	next, err := o.ring.Next()
+	if err != nil {
+		return err
+	}
+	out := o.machine.Step(max(time.Since(o.began), 1), peer.Turn{Epoch: next})
+	if err := o.wrapKeys(&out, next); err != nil {
+		return err
+	}
+	for i := range out.Changes {
+		if err := o.sealAnew(ctx, &out.Changes[i], out.Gone, next); err != nil {
+			return err
+		}
+	}
+	pos, err := o.store.Commit(context.WithoutCancel(ctx), o.fence, out.Changes)
+	if err != nil {
+		return err
+	}
+	if err := o.ring.Finish(next); err != nil {
+		return err
+	}
+	o.own = append(o.own, peer.Durable{Position: pos})
+	o.release(ctx, out, nil)
+	return nil
+}
+
+// sealAnew fills in an OpRewrap or OpReseal.
+func (o *owner) sealAnew(ctx context.Context, c *kms.Change, gone map[kms.SegmentID]kms.Bitmap,
+	epoch uint64) error {
+	if c.Op != kms.OpRewrap && c.Op != kms.OpReseal {
+		return nil
+	}
+	key, known := o.wrapped[c.Segment]
+	var sealed kms.Sealed
+	var err error
+	if c.Op == kms.OpReseal || !known {
+		if sealed, _, err = o.store.Load(context.WithoutCancel(ctx), c.Segment); err != nil {
+			return err
+		}
+		key = sealed.Key
+	}
+	if c.Op == kms.OpRewrap {
+		c.Key, err = o.ring.Rewrap(keyring.Name(c.Segment), key, epoch)
+		return err
+	}
+	c.Sealed, err = o.ring.Reseal(c.Segment, sealed, peer.SlotBytes, gone[c.Segment], epoch)
+	return err
 }
 
 // prepare finds the openers of the answers' keys before the commit, which may
@@ -248,13 +334,23 @@ func (o *owner) release(ctx context.Context, out peer.Output, replies []reply) {
 		if c := o.replies[a.Ticket]; c != nil {
 			delete(o.replies, a.Ticket)
 			c <- replies[i] // has room for one
+			o.claims += len(a.Keys)
 		}
 	}
 	for _, m := range out.Messages {
 		o.send(m)
 	}
 	for i := range out.Changes {
-		if c := &out.Changes[i]; c.Op == kms.OpClose || c.Op == kms.OpVoid {
+		switch c := &out.Changes[i]; c.Op {
+		case kms.OpClose, kms.OpVoid:
+			delete(o.openers, c.Segment)
+			delete(o.wrapped, c.Segment)
+		case kms.OpIngest:
+			o.wrapped[c.Segment] = c.Sealed.Key
+		case kms.OpRewrap:
+			o.wrapped[c.Segment] = c.Key
+		case kms.OpReseal:
+			o.wrapped[c.Segment] = c.Sealed.Key
 			delete(o.openers, c.Segment)
 		}
 	}

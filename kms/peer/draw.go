@@ -195,6 +195,9 @@ func (m *Machine) claim(d *draw) []KeyRef {
 		for k := g.drawn; k < g.drawn+n; k++ {
 			keys = append(keys, g.ref(m.id(g, k), k))
 			m.consume(g, true)
+			if len(g.roles) == 0 {
+				m.bury(g.seg, g.slot(k), g.per)
+			}
 		}
 		m.list(g, g.drawn, g.drawn+n)
 		g.drawn += n

@@ -139,6 +139,9 @@ type (
 	}
 	// Noted asks for an audit record of something outside the protocol.
 	Noted struct{ Change kms.Change }
+	// Turn asks for what must be sealed anew in the next epoch (rule 11). It
+	// must share its commit with no other input.
+	Turn struct{ Epoch uint64 }
 	// Tick says that the time named by Output.Wake has come.
 	Tick struct{}
 )
@@ -154,6 +157,7 @@ func (Cancel) input()       {}
 func (Durable) input()      {}
 func (Looked) input()       {}
 func (Noted) input()        {}
+func (Turn) input()         {}
 func (Tick) input()         {}
 
 // ErrCanceled answers a canceled Draw.
@@ -210,6 +214,9 @@ type Output struct {
 	// IDKeys are new ID keys to wrap: the OpLink change of that link lacks
 	// its IDKey, which the caller fills in.
 	IDKeys map[kms.LinkID][]byte
+	// Gone are the slots to leave out of the OpReseal change of that segment,
+	// whose Sealed the caller fills in, as it does the Key of each OpRewrap.
+	Gone map[kms.SegmentID]kms.Bitmap
 	// Wake is when Tick is due; it replaces the Wake of the Output before.
 	Wake time.Duration
 }
@@ -326,6 +333,8 @@ func (m *Machine) Step(now time.Duration, in Input) Output {
 		m.looked(in)
 	case Noted:
 		m.change(in.Change)
+	case Turn:
+		m.turn(in.Epoch)
 	case Tick:
 		m.wakeAt = 0
 	}

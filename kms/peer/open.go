@@ -424,6 +424,7 @@ func (m *Machine) take(g *grant, ro *role, key int, delivered bool) {
 		}
 	}
 	delete(m.index, m.id(g, key))
+	m.bury(g.seg, g.slot(key), g.per)
 	if m.owns(g.seg) {
 		return // counted when drawn
 	}
@@ -527,6 +528,7 @@ func (m *Machine) burnUndrawn(s *segment) {
 	for _, g := range s.grants {
 		for k := g.drawn; k < g.keys && len(g.roles) > 0; k++ {
 			delete(m.index, m.id(g, k))
+			m.bury(s, g.slot(k), g.per)
 		}
 		for k := range g.drawn {
 			for i := range g.roles {
@@ -544,4 +546,43 @@ func (m *Machine) closeAcked(l *link, id kms.SegmentID) {
 	if s := l.find(id); s != nil && s.State == kms.StateClosed && m.owns(s) {
 		m.finish(s)
 	}
+}
+
+// bury marks slots that nobody may read here any more: the next turn of the
+// epoch leaves them out.
+func (m *Machine) bury(s *segment, first, slots int) {
+	if s.buried == nil {
+		s.buried = kms.NewBitmap(s.Slots)
+	}
+	for i := first; i < first+slots; i++ {
+		s.buried.Set(i)
+	}
+	s.touched = true
+}
+
+// turn lists what the next epoch keeps: segments of which something was
+// claimed are sealed anew without it, all other keys are only wrapped anew.
+func (m *Machine) turn(epoch uint64) {
+	m.out.Gone = map[kms.SegmentID]kms.Bitmap{}
+	m.out.IDKeys = map[kms.LinkID][]byte{}
+	for _, r := range m.ordered {
+		for _, l := range r.links {
+			if l.idKey != nil {
+				m.out.IDKeys[l.ID] = l.idKey
+				m.change(kms.Change{Op: kms.OpLink, Segment: kms.SegmentID{Link: l.ID}})
+			}
+			for _, s := range l.sorted() {
+				switch {
+				case s.State > kms.StateOpen:
+				case s.touched:
+					s.touched = false
+					m.out.Gone[s.ID] = slices.Clone(s.buried)
+					m.change(kms.Change{Op: kms.OpReseal, Segment: s.ID})
+				default:
+					m.change(kms.Change{Op: kms.OpRewrap, Segment: s.ID})
+				}
+			}
+		}
+	}
+	m.change(kms.Change{Op: kms.OpTurn, Epoch: epoch})
 }

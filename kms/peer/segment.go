@@ -46,11 +46,13 @@ type segment struct {
 	closing       bool // the owner's CLOSE has come
 	idBlock       [16]byte
 
-	left   int // slots not yet delivered, burnt, expired or void
-	next   int // first slot not granted; our own segments only
-	grants []*grant
-	final  []mark        // of CLOSE; our own segments only
-	drawAt time.Duration // last draw
+	buried  kms.Bitmap // slots delivered or destroyed to the last role here
+	touched bool       // some were since the last turn
+	left    int        // slots not yet delivered, burnt, expired or void
+	next    int        // first slot not granted; our own segments only
+	grants  []*grant
+	final   []mark        // of CLOSE; our own segments only
+	drawAt  time.Duration // last draw
 
 	due   time.Duration // next repetition
 	tries int

@@ -5,7 +5,6 @@ package powercut
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -55,26 +54,18 @@ type diskServer struct {
 	cuts  int
 }
 
-// serveDisk answers until its input ends. The exit of the process then closes
-// the FUSE connection and drops the namespace, which ends whatever is mounted.
+// serveDisk answers until its input ends, which it does also when the test is
+// killed, and takes all away.
 func serveDisk(in *json.Decoder, out *json.Encoder) error {
-	requests := make(chan request)
-	go func() {
-		for {
-			var r request
-			if err := in.Decode(&r); err != nil {
-				if err != io.EOF {
-					fmt.Fprintln(os.Stderr, "powercut: read request:", err)
-				}
-				os.Exit(0) // also when the test was killed while we mount
-			}
-			requests <- r
-		}
-	}()
 	var d diskServer
-	for r := range requests {
+	defer func() { leave(filepath.Join(d.dir, "mnt"), filepath.Join(d.dir, "disk")) }()
+	for {
+		var r request
+		err := in.Decode(&r)
+		if err != nil {
+			return err
+		}
 		var a answer
-		var err error
 		switch r.Op {
 		case "start":
 			d = diskServer{dir: r.Dir, size: r.Size, flush: r.Flush}
@@ -91,7 +82,6 @@ func serveDisk(in *json.Decoder, out *json.Encoder) error {
 			return err
 		}
 	}
-	return nil
 }
 
 // format makes the first image and mounts it.

@@ -120,6 +120,7 @@ func TestAcknowledgedCommitsSurviveEachCut(t *testing.T) {
 		db := open(t, path, false)
 		l := startLoad(db, uint64(i), 1+rng.IntN(400))
 		<-l.enough
+		time.Sleep(time.Duration(rng.Int64N(int64(8 * time.Millisecond)))) // any moment of a commit
 		loss, err := d.Cut(fractions[rng.IntN(len(fractions))], rng.Uint64())
 		if err != nil {
 			t.Fatalf("seed %d, cut %d: %v", seed, i, err)

@@ -143,6 +143,8 @@ func (c *faulty) flush() syscall.Errno {
 // serveFile answers until its input ends.
 func serveFile(in *json.Decoder, out *json.Encoder) error {
 	var c *faulty
+	var dir string
+	defer func() { leave(filepath.Join(dir, "file")) }()
 	for {
 		var r request
 		if err := in.Decode(&r); err != nil {
@@ -151,6 +153,7 @@ func serveFile(in *json.Decoder, out *json.Encoder) error {
 		var a answer
 		switch r.Op {
 		case "start":
+			dir = r.Dir
 			var err error
 			if c, err = mountFaulty(r.Dir); err != nil {
 				a.Err = err.Error()

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -76,9 +78,49 @@ func mountFile(path string, c content, direct bool) error {
 		return fmt.Errorf("mount fuse: %w", err)
 	}
 	f := &fuseFile{dev: fd, c: c, direct: direct}
-	go f.serve()
+	mounted.Go(f.serve)
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return fmt.Errorf("stat mounted file: %w", err)
+	}
+	connections.Store(unix.Minor(st.Dev), true)
 	return nil
 }
+
+// mounted counts the connections that the kernel still uses.
+var mounted sync.WaitGroup
+
+// leave ends the process after unmounting what stands at the paths, outermost
+// first. While a file system is unmounted its disk must be served: a process
+// that just exits would wait for itself. Mounts that others still have files
+// open on are cut off.
+func leave(paths ...string) {
+	for _, p := range paths {
+		_ = unix.Unmount(p, unix.MNT_DETACH) // not mounted: nothing to do
+	}
+	done := make(chan struct{})
+	go func() { mounted.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+		abortAll()
+	}
+	os.Exit(0)
+}
+
+// abortAll makes the kernel give up on every connection of this process.
+func abortAll() {
+	const control = "/sys/fs/fuse/connections"
+	_ = unix.Mount("powercut", control, "fusectl", 0, "")
+	connections.Range(func(id, _ any) bool {
+		name := fmt.Sprintf("%s/%d/abort", control, id)
+		_ = os.WriteFile(name, []byte("1"), 0)
+		return true
+	})
+}
+
+// connections holds the number of each connection made.
+var connections sync.Map
 
 // serve ends when the last user of the mount is gone.
 func (f *fuseFile) serve() {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -21,6 +22,7 @@ type Memory struct {
 
 	fence       kms.Fence
 	incarnation uint64
+	epoch       uint64
 	position    kms.Position
 	memories    map[etsi014.KMEID]kms.Memory
 	links       map[kms.LinkID]*memLink
@@ -100,10 +102,11 @@ func (s *Memory) Lease(ctx context.Context, link kms.LinkID, n int) (kms.Lease, 
 		return l, kms.ErrStopped
 	case link == "":
 		s.fence++
-		l = kms.Lease{Fence: s.fence, Incarnation: s.incarnation, Position: s.position}
+		l = kms.Lease{Fence: s.fence, Incarnation: s.incarnation, Epoch: s.epoch, Position: s.position}
 		for _, m := range s.memories {
 			l.Memories = append(l.Memories, m)
 		}
+		l.Links = slices.Sorted(maps.Keys(s.links))
 		slices.SortFunc(l.Memories, func(a, b kms.Memory) int {
 			if a.Peer < b.Peer {
 				return -1
@@ -145,7 +148,7 @@ func (s *Memory) Commit(ctx context.Context, fence kms.Fence, changes []kms.Chan
 		return kms.Position{}, fmt.Errorf("commit: %w: fence is %d, writer has %d",
 			kms.ErrFenced, s.fence, fence)
 	}
-	u := undo{store: s, incarnation: s.incarnation}
+	u := undo{store: s, incarnation: s.incarnation, epoch: s.epoch}
 	for i := range changes {
 		if err := s.apply(&changes[i], &u); err != nil {
 			u.back()
@@ -179,6 +182,7 @@ func (s *Memory) commitment(name etsi014.SAEID) (audit.Commitment, error) {
 type undo struct {
 	store       *Memory
 	incarnation uint64
+	epoch       uint64
 	segments    map[kms.SegmentID]*memSegment
 	links       map[kms.LinkID]*memLink
 	memories    map[etsi014.KMEID]*kms.Memory
@@ -201,18 +205,23 @@ func (u *undo) link(id kms.LinkID) *memLink {
 	if u.links == nil {
 		u.links = map[kms.LinkID]*memLink{}
 	}
-	if u.store.links[id] == nil {
-		u.store.links[id] = &memLink{}
-	}
+	now := u.store.links[id]
 	if _, ok := u.links[id]; !ok {
-		l := *u.store.links[id]
-		u.links[id] = &l
+		u.links[id] = nil
+		if now != nil {
+			l := *now
+			u.links[id] = &l
+		}
 	}
-	return u.store.links[id]
+	if now == nil {
+		now = &memLink{}
+		u.store.links[id] = now
+	}
+	return now
 }
 
 func (u *undo) back() {
-	u.store.incarnation = u.incarnation
+	u.store.incarnation, u.store.epoch = u.incarnation, u.epoch
 	for id, seg := range u.segments {
 		if seg == nil {
 			delete(u.store.segments, id)
@@ -221,7 +230,11 @@ func (u *undo) back() {
 		}
 	}
 	for id, l := range u.links {
-		u.store.links[id] = l
+		if l == nil {
+			delete(u.store.links, id)
+		} else {
+			u.store.links[id] = l
+		}
 	}
 	for id, m := range u.memories {
 		if m == nil {
@@ -259,6 +272,8 @@ func (s *Memory) apply(c *kms.Change, u *undo) error {
 		return nil
 	case kms.OpNote:
 		return nil
+	case kms.OpTurn:
+		return s.turn(c.Epoch)
 	case kms.OpLink, kms.OpTally, kms.OpIngest:
 		if id := c.Segment.Link; id == "" || len(id) > 64 {
 			return kms.ErrChange
@@ -293,6 +308,9 @@ func (s *Memory) applyLink(c *kms.Change, u *undo) error {
 			id.Number+1 == 0 {
 			return kms.ErrChange
 		}
+		if s.epoch != 0 && c.Sealed.Key.Epoch != s.epoch {
+			return kms.ErrChange
+		}
 		u.segment(id)
 		l.generation, l.floor = id.Generation, id.Number+1
 		s.segments[id] = &memSegment{Segment: m, claims: map[int]kms.Bitmap{}, sealed: kms.Sealed{
@@ -316,6 +334,8 @@ func (s *Memory) applySegment(seg *memSegment, c *kms.Change) error {
 		return seg.grant(c)
 	case kms.OpClaim, kms.OpExpire:
 		return seg.claim(c, s.Self)
+	case kms.OpReseal, kms.OpRewrap:
+		return seg.reseal(c)
 	}
 	if to == 0 {
 		return kms.ErrChange
@@ -332,6 +352,39 @@ func (s *Memory) applySegment(seg *memSegment, c *kms.Change) error {
 	case kms.OpFinish, kms.OpVoid:
 		delete(s.segments, seg.ID)
 	}
+	return nil
+}
+
+func (seg *memSegment) reseal(c *kms.Change) error {
+	if seg.sealed.Slots == nil {
+		return kms.ErrState
+	}
+	key := c.Key
+	if c.Op == kms.OpReseal {
+		if len(c.Sealed.Slots) != len(seg.sealed.Slots) {
+			return kms.ErrChange
+		}
+		key, seg.sealed.Slots = c.Sealed.Key, slices.Clone(c.Sealed.Slots)
+	}
+	seg.sealed.Key = kms.Wrapped{Epoch: key.Epoch, Bytes: slices.Clone(key.Bytes)}
+	return nil
+}
+
+func (s *Memory) turn(epoch uint64) error {
+	if epoch <= s.epoch {
+		return kms.ErrChange
+	}
+	for _, seg := range s.segments {
+		if seg.sealed.Slots != nil && seg.sealed.Key.Epoch != epoch {
+			return kms.ErrChange
+		}
+	}
+	for _, l := range s.links {
+		if l.idKey.Epoch != 0 && l.idKey.Epoch != epoch {
+			return kms.ErrChange
+		}
+	}
+	s.epoch = epoch
 	return nil
 }
 

@@ -86,6 +86,7 @@ func Run(t *testing.T, opener Opener) {
 		"log":                auditLog,
 		"canceled":           canceled,
 		"neighbours":         neighbours,
+		"epochs":             epochs,
 		"as memory":          asMemory,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, opener) })
@@ -468,4 +469,59 @@ func neighbours(t *testing.T, opener Opener) {
 		all = append(all, claim(1, i, 1, kms.RoleInitiator, "a"), claim(3, i, 1, 1, long))
 	}
 	h.must(all...)
+}
+
+func epochs(t *testing.T, opener Opener) {
+	h := lease(t, opener(t, true))
+	defer h.Close()
+	linkKey := func(epoch uint64) kms.Change {
+		return kms.Change{Op: kms.OpLink, Segment: kms.SegmentID{Link: link},
+			IDKey: kms.Wrapped{Epoch: epoch, Bytes: []byte{5}}}
+	}
+	rewrap := func(n uint64) kms.Change {
+		return kms.Change{Op: kms.OpRewrap, Segment: id(n),
+			Key: kms.Wrapped{Epoch: 4, Bytes: []byte{byte(n), 4}}}
+	}
+	reseal := func(n uint64, size int) kms.Change {
+		return kms.Change{Op: kms.OpReseal, Segment: id(n), Sealed: kms.Sealed{
+			Key: kms.Wrapped{Epoch: 4, Bytes: []byte{7}}, Slots: make([]byte, size)}}
+	}
+	whole := len(ingest(1).Sealed.Slots)
+	turn := kms.Change{Op: kms.OpTurn, Epoch: 4}
+	h.must(opened(1)...)
+	h.must(ingest(2), ingest(3), confirm(3), open(3, session), op(kms.OpClose, 3), linkKey(3))
+	for name, c := range map[string]struct {
+		changes []kms.Change
+		want    error
+	}{
+		"a data key left behind": {[]kms.Change{linkKey(4), rewrap(1), turn}, kms.ErrChange},
+		"an ID key left behind":  {[]kms.Change{rewrap(1), rewrap(2), turn}, kms.ErrChange},
+		"a closed segment":       {[]kms.Change{rewrap(3)}, kms.ErrState},
+		"no such segment":        {[]kms.Change{rewrap(9)}, kms.ErrNoSegment},
+		"other slots":            {[]kms.Change{reseal(1, whole-48)}, kms.ErrChange},
+	} {
+		if err := h.try(c.changes...); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	h.must(linkKey(4), reseal(1, whole), rewrap(2), turn)
+	if err := h.try(ingest(5)); !errors.Is(err, kms.ErrChange) {
+		t.Errorf("a block sealed in an earlier epoch: %v, want ErrChange", err)
+	}
+	if err := h.try(turn); !errors.Is(err, kms.ErrChange) {
+		t.Errorf("the same epoch again: %v, want ErrChange", err)
+	}
+	v := state(t, h)
+	if v.KME.Epoch != 4 || v.Link.IDKey.Epoch != 4 {
+		t.Errorf("epoch %d, ID key in %d, want 4", v.KME.Epoch, v.Link.IDKey.Epoch)
+	}
+	if got := v.Sealed[1]; got.Key.Epoch != 4 || !bytes.Equal(got.Slots, make([]byte, whole)) {
+		t.Errorf("resealed segment is as before: %+v", got.Key)
+	}
+	want := ingest(2).Sealed
+	want.Key = kms.Wrapped{Epoch: 4, Bytes: []byte{2, 4}}
+	if diff := cmp.Diff(want, v.Sealed[2]); diff != "" {
+		t.Errorf("rewrapped segment (-want +got):\n%s", diff)
+	}
+	h.must(claim(1, 0, 1, kms.RoleInitiator, "a")) // claims and grants lived through it
 }
