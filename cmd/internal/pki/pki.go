@@ -1,38 +1,32 @@
 // Package pki is the small certificate authority of a site: it makes roots and
 // issues the certificates that SAEs, key managers and their doors show.
 //
-// The main type is [CA]. A caller must keep in mind that SAEs and peer key
-// managers hang on separate roots: with one root, every SAE could pass for a
-// key manager. Nothing here talks to a network, and no key leaves in any form
-// but a file of mode 0600.
+// The main type is [Authority]: a folder with three roots, each a [CA], and
+// with every certificate that they issued. A caller must keep in mind that
+// SAEs, peer key managers and administrators hang on separate roots: with one
+// root, every SAE could pass for a key manager. A certificate and its key lie
+// in one PEM file (see [Pair]), so that a renewal replaces both at once.
+// Nothing here talks to a network, and no key leaves in any form but a file of
+// mode 0600.
 package pki
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/quietline/quietline/secret"
-)
-
-// Errors of this package.
-var (
-	// ErrRequest: a certificate was asked for that nobody could use.
-	ErrRequest = errors.New("certificate request is not valid")
-	// ErrKeyPair: a CA's key is not that of its certificate.
-	ErrKeyPair = errors.New("key does not belong to the certificate")
-	// ErrNotCA: the certificate may not sign others.
-	ErrNotCA = errors.New("certificate is not a CA's")
 )
 
 // lag is how far certificates reach into the past, for clocks that are behind.
@@ -126,6 +120,8 @@ type Request struct {
 	Server, Client bool
 	// Life counts from now; it is cut at the end of the CA's own.
 	Life time.Duration
+
+	uris []*url.URL // names of a certificate that is renewed
 }
 
 // SAEURI is the name of an SAE in a certificate.
@@ -146,7 +142,7 @@ func (r *Request) template(ca *x509.Certificate) (*x509.Certificate, error) {
 		return nil, fmt.Errorf("%w: SAE and KME at once", ErrRequest)
 	case !r.Server && !r.Client:
 		return nil, fmt.Errorf("%w: for neither server nor client", ErrRequest)
-	case r.Server && len(r.DNS)+len(r.IPs) == 0 && r.KME == "":
+	case r.Server && len(r.DNS)+len(r.IPs)+len(r.uris) == 0 && r.KME == "":
 		return nil, fmt.Errorf("%w: a server without DNS name or address", ErrRequest)
 	}
 	now := time.Now()
@@ -157,6 +153,7 @@ func (r *Request) template(ca *x509.Certificate) (*x509.Certificate, error) {
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,
 		DNSNames:              r.DNS,
+		URIs:                  slices.Clone(r.uris),
 	}
 	if t.NotAfter.After(ca.NotAfter) {
 		t.NotAfter = ca.NotAfter
@@ -215,17 +212,21 @@ func (i *Issued) Save(certPath, keyPath string) error {
 // save writes the key first: a certificate without its key would be found and
 // shown, a key without its certificate is only an unused file.
 func save(cert *x509.Certificate, key *ecdsa.PrivateKey, certPath, keyPath string) error {
+	if err := writeKey(keyPath, key); err != nil {
+		return err
+	}
+	return writeCertificate(certPath, cert)
+}
+
+func writeKey(path string, key crypto.Signer) error {
 	der, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", keyPath, err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
 	defer secret.Wipe(der)
 	text := secret.Own(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	defer text.Clear()
-	if err := secret.WriteFile(keyPath, text.Expose()); err != nil {
-		return err
-	}
-	return writeCertificate(certPath, cert)
+	return secret.WriteFile(path, text.Expose())
 }
 
 func writeCertificate(path string, cert *x509.Certificate) error {
