@@ -2,7 +2,9 @@
 // TUN device, sealed, out over UDP, and back.
 //
 // Its contracts: [Device] and [Queue] for what moves IP packets, [KeySource]
-// for where QKD keys come from.
+// for where QKD keys come from. The engine that drives them is package line,
+// beside this one, because it also drives package rekey, which builds on these
+// types.
 package tunnel
 
 import (

@@ -149,6 +149,48 @@ func TestCaptureFindsWhatPassed(t *testing.T) {
 	}
 }
 
+// Without offload no packet on the cable is larger than its MTU; with it, some
+// are.
+func TestNoOffload(t *testing.T) {
+	Need(t)
+	for _, plain := range []bool{false, true} {
+		var ns [2]*Namespace
+		var ends [2]End
+		for i := range ns {
+			n, err := NewNamespace("n")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer n.Close()
+			addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i)}), 24)
+			ends[i] = End{Namespace: n, Name: "wan0", Addresses: []netip.Prefix{addr}, NoOffload: plain}
+			ns[i] = n
+		}
+		if err := Veth(ends[0], ends[1]); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "wan.pcap")
+		rec, err := Capture(ns[0], "wan0", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		transfer(t, ns[0], ns[1], "192.0.2.2", make([]byte, 4<<20))
+		if err := rec.Stop(); err != nil {
+			t.Fatal(err)
+		}
+		largest := 0
+		if err := ReadCapture(path, func(p Packet) error {
+			largest = max(largest, len(p.Data))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if (largest <= 1514) != plain {
+			t.Errorf("no offload %v: the largest packet has %d bytes", plain, largest)
+		}
+	}
+}
+
 func TestCaptureErrors(t *testing.T) {
 	a, _ := pair(t)
 	if _, err := Capture(a, "nope0", filepath.Join(t.TempDir(), "x")); err == nil {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -16,6 +18,9 @@ type End struct {
 	Addresses []netip.Prefix
 	Routes    []Route
 	MTU       int // bytes; 0 = 1500
+	// NoOffload takes segmentation and checksum offload from the interface, so
+	// that every packet travels by itself, as on a plain network card.
+	NoOffload bool
 }
 
 // Route is a network reached through a neighbour on the cable.
@@ -77,7 +82,38 @@ func (e End) raise() error {
 			return fmt.Errorf("add address %s: %w", p, err)
 		}
 	}
+	if e.NoOffload {
+		if err := dropOffload(e.Name); err != nil {
+			return fmt.Errorf("take offload away: %w", err)
+		}
+	}
 	return netlink.LinkSetUp(link)
+}
+
+// dropOffload switches off checksum offload; segmentation offload, which
+// builds on it, goes with it.
+func dropOffload(name string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	value := struct{ command, data uint32 }{command: unix.ETHTOOL_STXCSUM} // data 0: off
+	// struct ifreq with a pointer, as SIOCETHTOOL wants it (linux/sockios.h).
+	var request struct {
+		name [unix.IFNAMSIZ]byte
+		data unsafe.Pointer
+		_    [24 - unsafe.Sizeof(uintptr(0))]byte
+	}
+	copy(request.name[:unix.IFNAMSIZ-1], name)
+	request.data = unsafe.Pointer(&value)
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL,
+		uintptr(unsafe.Pointer(&request)))
+	runtime.KeepAlive(&value)
+	if errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 func (e End) route() error {

@@ -44,8 +44,8 @@ var (
 )
 
 // kernelPair runs two lines in two namespaces joined by a cable; family 0 has
-// IPv4 outside, 1 IPv6.
-func kernelPair(t *testing.T, family int, backend [2]string) [2]*kernelSite {
+// IPv4 outside, 1 IPv6; a plain cable has no offload.
+func kernelPair(t *testing.T, family int, backend [2]string, plain bool) [2]*kernelSite {
 	t.Helper()
 	lab.Need(t)
 	stock := newStock(10000)
@@ -58,7 +58,7 @@ func kernelPair(t *testing.T, family int, backend [2]string) [2]*kernelSite {
 		}
 		t.Cleanup(func() { _ = ns.Close() })
 		sites[i] = &kernelSite{ns: ns}
-		ends[i] = lab.End{Namespace: ns, Name: "wan0", Addresses: wanAddr[i]}
+		ends[i] = lab.End{Namespace: ns, Name: "wan0", Addresses: wanAddr[i], NoOffload: plain}
 	}
 	if err := lab.Veth(ends[0], ends[1]); err != nil {
 		t.Fatal(err)
@@ -185,10 +185,10 @@ func TestFileThroughTheKernel(t *testing.T) {
 		binary.LittleEndian.PutUint64(data[i:], rng.Uint64())
 	}
 	patterns := lab.Sample(data, 500, 32)
-	for family, name := range []string{"IPv4 outside", "IPv6 outside"} {
+	for family, name := range []string{"IPv4 outside", "IPv6 outside, plain cable"} {
 		for _, backend := range backends {
 			t.Run(fmt.Sprint(name, " ", backend), func(t *testing.T) {
-				sites := kernelPair(t, family, backend)
+				sites := kernelPair(t, family, backend, family == 1)
 				dir := t.TempDir()
 				captures := map[string]*lab.Recorder{}
 				for _, ifname := range []string{"wan0", "ql0"} {
@@ -233,7 +233,7 @@ func TestRekeysThroughTheKernel(t *testing.T) {
 		rekeys = 100
 	}
 	for _, backend := range backends[:2] {
-		sites := kernelPair(t, 0, backend)
+		sites := kernelPair(t, 0, backend, false)
 		echo, err := sites[1].ns.ListenPacket("udp", "198.51.100.2:7")
 		if err != nil {
 			t.Fatal(err)
