@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestPKI(t *testing.T) { script(t, "pki") }
