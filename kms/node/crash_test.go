@@ -291,6 +291,19 @@ func (j *journal) fetch(keys []etsi014.Key) {
 	}
 }
 
+// reach waits until so many keys were drawn and fetched in all.
+func (j *journal) reach(limit time.Duration, drawn, fetched int) bool {
+	for until := time.Now().Add(limit); time.Now().Before(until); time.Sleep(5 * time.Millisecond) {
+		j.mu.Lock()
+		enough := len(j.drawn) >= drawn && len(j.fetched) >= fetched
+		j.mu.Unlock()
+		if enough {
+			return true
+		}
+	}
+	return false
+}
+
 // work draws at one site and fetches at the other until stop; every third
 // fetch is tried again, as a caller does that lost the answer.
 func (j *journal) work(stop <-chan struct{}, at etsi014.KMEID, from, to *etsi014.Client,
@@ -348,13 +361,20 @@ func TestKilledUnderLoad(t *testing.T) {
 		wg.Go(func() { j.work(stop, "kme-a", atA, atB, "sae-a", "sae-b", seed+i) })
 		wg.Go(func() { j.work(stop, "kme-b", atB, atA, "sae-b", "sae-a", seed+100+i) })
 	}
-	for range kills {
-		time.Sleep(time.Duration(50+rng.IntN(350)) * time.Millisecond)
+	for i := range kills {
+		// Enough answers before each kill, however busy the machine is, and
+		// then a random moment.
+		if !j.reach(time.Minute, 10*(i+1), 5*(i+1)) {
+			t.Fatalf("seed %d: keys do not flow after %d kills", seed, i)
+		}
+		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
 		p := []*process{a, b}[rng.IntN(2)]
 		p.kill(t)
 		p.start(t)
 	}
-	time.Sleep(500 * time.Millisecond)
+	if !j.reach(time.Minute, 10*(kills+1), 5*(kills+1)) {
+		t.Errorf("seed %d: keys do not flow after the last kill", seed)
+	}
 	close(stop)
 	wg.Wait()
 	a.stop(t)
@@ -364,9 +384,6 @@ func TestKilledUnderLoad(t *testing.T) {
 	}
 	t.Logf("%d kills, %d keys acknowledged to masters (%d at a, %d at b), %d to targets", kills,
 		len(j.drawn), len(j.bySite["kme-a"]), len(j.bySite["kme-b"]), len(j.fetched))
-	if len(j.drawn) < 10*kills || len(j.fetched) < 5*kills {
-		t.Errorf("too little was delivered for the test to mean anything")
-	}
 	for _, p := range []*process{a, b} {
 		j.compare(t, p)
 	}
