@@ -12,14 +12,14 @@ package clients
 
 import _ "embed" // for the two texts
 
-//go:embed qkd014.py
+//go:embed python/quietline014.py
 var python string
 
-//go:embed qkd014.mjs
+//go:embed javascript/quietline014.mjs
 var javaScript string
 
-// Python is the text of qkd014.py, for Python 3.8 or later.
+// Python is the text of quietline014.py, for Python 3.9 or later.
 func Python() string { return python }
 
-// JavaScript is the text of qkd014.mjs, for Node.js 18 or later.
+// JavaScript is the text of quietline014.mjs, for Node.js.
 func JavaScript() string { return javaScript }
