@@ -153,6 +153,17 @@ func TestDecKeysRules(t *testing.T) {
 	}
 }
 
+// The body of a POST wins over its query, for key_IDs too.
+func TestBodyWinsOverQuery(t *testing.T) {
+	w := newWorld(t, nil)
+	keys := decode(t, w.send(t, "tokyo", "GET", enc, ""))
+	body := `{"key_IDs":[{"key_ID":"` + keys.Keys[0].ID + `"}]}`
+	got := decode(t, w.send(t, "kochi", "POST", dec+"?key_ID="+aUUID, body))
+	if diff := gocmp.Diff(keys, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestMulticast(t *testing.T) {
 	w := newWorld(t, nil)
 	keys := decode(t, w.send(t, "tokyo", "POST", enc, `{"additional_slave_SAE_IDs":["osaka"]}`))

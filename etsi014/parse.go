@@ -221,7 +221,7 @@ func decodeKey(text []byte) (secret.Bytes, error) {
 	defer secret.Wipe(tail[:])
 	at, err := enc.Decode(s.Expose(), text[:last])
 	m, err2 := enc.Decode(tail[:], text[last:])
-	if err != nil || err2 != nil || at != last/4*3 || at+m != n {
+	if err != nil || err2 != nil || at+m != n {
 		s.Clear()
 		return secret.Bytes{}, errBase64
 	}

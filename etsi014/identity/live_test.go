@@ -162,6 +162,39 @@ func TestIdentifyWithoutCertificate(t *testing.T) {
 	}
 }
 
+// The verdict on a client is not that of the handshake alone: a chain that is
+// good for servers identifies no SAE.
+func TestIdentifyJudgesTheChain(t *testing.T) {
+	s := newSite(t)
+	live := open(t, s.cfg)
+	leaf := s.ca.Issue(t, etsitest.Leaf{
+		URIs: []string{"urn:quietline:sae:tokyo"}, Server: true,
+	}).Leaf
+	_, err := live.Identify(&tls.ConnectionState{
+		PeerCertificates: []*x509.Certificate{leaf},
+		VerifiedChains:   [][]*x509.Certificate{{leaf, s.ca.Cert}},
+	})
+	if !errors.Is(err, identity.ErrNoCertificate) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Every connection shows its certificate: none is resumed.
+func TestNoResumption(t *testing.T) {
+	s := newSite(t)
+	server, client := open(t, s.cfg).Server(), s.client(s.sae)
+	client.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
+		client.MaxVersion = version
+		for range 2 {
+			_, sae, err, saeErr := shake(t, server, client)
+			if err != nil || saeErr != nil || sae.DidResume {
+				t.Errorf("resumed %v, %v, %v", sae.DidResume, err, saeErr)
+			}
+		}
+	}
+}
+
 // An RSA and an ECDSA certificate side by side: each client gets what it can.
 func TestTwoCertificates(t *testing.T) {
 	s := newSite(t)
