@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,51 +167,74 @@ func crossing(t *testing.T, p *Pair, frames int, seed uint64) (missing, sent int
 }
 
 // Every shape arrives as the kernel would have made it: in good weather all of
-// them, in bad weather all but what the network lost, one segment a datagram.
+// them, in bad weather all but what the network lost.
 func TestShapes(t *testing.T) {
-	frames := 2000 // about 10 packets each
+	rounds := uint64(1)
 	if os.Getenv("QUIETLINE_LONG") == "1" {
-		frames = 500000
+		rounds = 100 // 10^7 packets
 	}
-	for _, coalesce := range []bool{false, true} {
-		opt := Options{Coalesce: coalesce, Weather: lab.Weather{Delay: 5 * time.Millisecond}}
-		bubble(t, opt, func(t *testing.T, p *Pair) {
-			p.Up(10 * time.Second)
-			if missing, sent := crossing(t, p, frames, 11); missing != 0 {
-				t.Errorf("coalesce %v: %d of %d packets are missing (seed 11)", coalesce, missing, sent)
-			}
-			for name, n := range p.Kochi.Line.Stats().Drops {
-				if n != 0 {
-					t.Errorf("coalesce %v: %d dropped as %s", coalesce, n, name)
-				}
-			}
-		})
-		opt.EpochLife = 2 * time.Second
-		opt.Weather = lab.Weather{Loss: 0.01, Duplicate: 0.01, Reorder: 0.02,
-			Delay: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: 12}
-		bubble(t, opt, func(t *testing.T, p *Pair) {
-			p.Up(30 * time.Second)
-			missing, sent := crossing(t, p, frames, 13)
-			lost, _ := p.Net.Counts()
-			packets, datagrams := p.Tokyo.Line.Stats().Sent.Packets, p.Tokyo.Line.Stats().Sent.Datagrams
-			// A lost pack takes its packets; a lost slice takes one.
-			most := float64(lost.Lost) * float64(packets) / float64(datagrams) * 1.5
-			if missing == 0 || float64(missing) > most {
-				t.Errorf("coalesce %v: %d of %d packets are missing, the network lost %d datagrams"+
-					" (seed 13)", coalesce, missing, sent, lost.Lost)
-			}
-		})
+	total := 0
+	for seed := range rounds {
+		for _, coalesce := range []bool{false, true} {
+			total += goodWeather(t, coalesce, seed)
+			total += badWeather(t, coalesce, seed)
+		}
 	}
+	t.Logf("%d packets", total)
+}
+
+// shapeFrames is how many frames cross in one run: about 25,000 packets.
+const shapeFrames = 2500
+
+func goodWeather(t *testing.T, coalesce bool, seed uint64) (sent int) {
+	t.Helper()
+	opt := Options{Coalesce: coalesce, Weather: lab.Weather{Delay: 5 * time.Millisecond}}
+	bubble(t, opt, func(t *testing.T, p *Pair) {
+		p.Up(10 * time.Second)
+		var missing int
+		if missing, sent = crossing(t, p, shapeFrames, seed); missing != 0 {
+			t.Errorf("coalesce %v: %d of %d packets are missing (seed %d)",
+				coalesce, missing, sent, seed)
+		}
+		for name, n := range p.Kochi.Line.Stats().Drops {
+			if n != 0 {
+				t.Errorf("coalesce %v: %d dropped as %s (seed %d)", coalesce, n, name, seed)
+			}
+		}
+	})
+	return sent
+}
+
+func badWeather(t *testing.T, coalesce bool, seed uint64) (sent int) {
+	t.Helper()
+	opt := Options{Coalesce: coalesce, EpochLife: 2 * time.Second,
+		Weather: lab.Weather{Loss: 0.01, Duplicate: 0.01, Reorder: 0.02,
+			Delay: 5 * time.Millisecond, Jitter: time.Millisecond, Seed: seed}}
+	bubble(t, opt, func(t *testing.T, p *Pair) {
+		p.Up(30 * time.Second)
+		var missing int
+		missing, sent = crossing(t, p, shapeFrames, seed)
+		lost, _ := p.Net.Counts()
+		out := p.Tokyo.Line.Stats().Sent
+		// A lost slice takes one packet, a lost pack takes its few.
+		most := float64(lost.Lost) * float64(out.Packets) / float64(out.Datagrams) * 1.5
+		if missing == 0 || float64(missing) > most {
+			t.Errorf("coalesce %v: %d of %d packets are missing, the network lost %d datagrams"+
+				" (seed %d)", coalesce, missing, sent, lost.Lost, seed)
+		}
+	})
+	return sent
 }
 
 // One lost slice costs one segment: the frames around the gap are mended.
 func TestLostSliceCostsOneSegment(t *testing.T) {
 	bubble(t, Options{Coalesce: true}, func(t *testing.T, p *Pair) {
 		p.Up(10 * time.Second)
-		datagrams := 0
+		var datagrams atomic.Int64
 		p.Net.Tap(func(from int, d []byte) []byte {
 			if from == 0 && d[0] == 0x10 && len(d) > 50 {
-				if datagrams++; datagrams == 1 || datagrams == 20 || datagrams == 41 {
+				switch datagrams.Add(1) {
+				case 1, 20, 41:
 					return nil // first, middle and last of the frame below
 				}
 			}
@@ -232,8 +256,8 @@ func TestLostSliceCostsOneSegment(t *testing.T) {
 			want = append(want, bytes.Clone(p))
 			return nil
 		})
-		if len(want) != 41 || datagrams != 41 {
-			t.Fatalf("%d segments in %d datagrams, want 41", len(want), datagrams)
+		if len(want) != 41 || datagrams.Load() != 41 {
+			t.Fatalf("%d segments in %d datagrams, want 41", len(want), datagrams.Load())
 		}
 		want = append(want[1:19:19], want[20:40]...)
 		got := at.Packets()
