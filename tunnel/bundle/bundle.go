@@ -2,9 +2,12 @@
 // that two sites exchange, and the secrets that stay at home.
 //
 // [Bundle] is public: link_id, suite, static KEM key, SAE IDs, endpoint. It is
-// one strict text form (Marshal, Unmarshal) that a person can carry and paste.
-// Whoever takes one in compares its [Bundle.Fingerprint] with the other site
-// over the telephone: the file itself carries no signature in version 1.
+// one strict text form (Marshal, Unmarshal) that a person can carry and paste,
+// signed by the site's enrolment key ([Signer]): Ed25519 and ML-DSA-65, and
+// both must verify. The key comes with the bundle, so whoever takes one in
+// compares its [Bundle.Fingerprint] with the one read over the telephone.
+//
+// Version 1 had no signature; it is refused with [ErrVersion].
 //
 // [Secrets] are two files of mode 0600 in a folder: the seed of the own static
 // KEM key, and the link secret that both sites hold. A caller clears them.
@@ -12,7 +15,6 @@ package bundle
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -26,8 +28,8 @@ import (
 	"github.com/quietline/quietline/tunnel/rekey"
 )
 
-// Version is the format that Marshal writes.
-const Version = 1
+// Version is the format that Marshal writes, and the only one that is read.
+const Version = 2
 
 const (
 	begin = "-----BEGIN QUIETLINE BUNDLE-----\n"
@@ -35,14 +37,14 @@ const (
 	// lineWidth is that of PEM, RFC 7468 section 2.
 	lineWidth = 64
 	// maxText bounds what Unmarshal reads: three times the largest bundle.
-	maxText = 16 << 10
+	maxText = 48 << 10
 	// maxSAE is the longest SAE ID that real ETSI 014 clients take.
 	maxSAE = 291
 )
 
 // Bundle is one end of a line, as the other end must know it.
 type Bundle struct {
-	Version int      `json:"version"` // 1
+	Version int      `json:"version"` // 2
 	LinkID  [16]byte `json:"-"`       // the same at both ends
 	Site    string   `json:"site"`    // for people: letters, digits, - and _, 1 to 64
 
@@ -56,6 +58,11 @@ type Bundle struct {
 
 	// Endpoint is host:port where the end receives; empty if it only calls.
 	Endpoint string `json:"endpoint,omitempty"`
+
+	// Signer is the site's enrolment key, and Signature its two signatures over
+	// all the rest; Sign sets both.
+	Signer    []byte `json:"-"`
+	Signature []byte `json:"-"`
 }
 
 // wire is the JSON inside the armour. Binary fields are hexadecimal or base64.
@@ -63,21 +70,41 @@ type wire struct {
 	Bundle
 	Link   string `json:"link_id"`
 	Static string `json:"static"`
+	Signer string `json:"signer"`
+	Sig    string `json:"signature,omitempty"`
 }
 
-// Fingerprint is SHA-256 of the public static key in groups of four digits,
-// to be read over the telephone.
-func (b *Bundle) Fingerprint() string {
-	sum := sha256.Sum256(b.Static)
-	text := hex.EncodeToString(sum[:])
-	var groups []string
-	for i := 0; i < len(text); i += 4 {
-		groups = append(groups, text[i:i+4])
+// purpose of the signature.
+const purpose = "line bundle"
+
+// content is what the signatures cover: the JSON without them.
+func (b *Bundle) content() ([]byte, error) { return json.Marshal(b.wire(false)) }
+
+func (b *Bundle) wire(sig bool) wire {
+	w := wire{Bundle: *b, Link: hex.EncodeToString(b.LinkID[:]),
+		Static: base64.StdEncoding.EncodeToString(b.Static),
+		Signer: base64.StdEncoding.EncodeToString(b.Signer)}
+	if sig {
+		w.Sig = base64.StdEncoding.EncodeToString(b.Signature)
 	}
-	return strings.Join(groups, " ")
+	return w
 }
 
-// Check tells the first fault of a bundle; it wraps [ErrFormat] or [ErrVersion].
+// Sign signs the bundle as it is now; a later change breaks the signature.
+func (b *Bundle) Sign(s *Signer) error {
+	b.Signer = s.Public()
+	text, err := b.content()
+	if err == nil {
+		b.Signature, err = s.Sign(purpose, text)
+	}
+	return err
+}
+
+// Fingerprint is that of the enrolment key; see [FingerprintOf].
+func (b *Bundle) Fingerprint() string { return FingerprintOf(b.Signer) }
+
+// Check tells the first fault of a bundle; it wraps [ErrFormat], [ErrVersion]
+// or [ErrSignature].
 func (b *Bundle) Check() error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrFormat, fmt.Sprintf(format, args...))
@@ -85,6 +112,8 @@ func (b *Bundle) Check() error {
 	switch {
 	case b.Version > Version:
 		return fmt.Errorf("%w: %d, this program knows %d", ErrVersion, b.Version, Version)
+	case b.Version == 1:
+		return fmt.Errorf("%w: 1, which has no signature; enrol the line again", ErrVersion)
 	case b.Version < 1:
 		return bad("version %d", b.Version)
 	case b.LinkID == [16]byte{}:
@@ -102,9 +131,15 @@ func (b *Bundle) Check() error {
 		return fmt.Errorf("%w: static key: %w", ErrFormat, err)
 	}
 	if b.Endpoint != "" {
-		return checkEndpoint(b.Endpoint)
+		if err := checkEndpoint(b.Endpoint); err != nil {
+			return err
+		}
 	}
-	return nil
+	text, err := b.content()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrFormat, err)
+	}
+	return Verify(b.Signer, purpose, text, b.Signature)
 }
 
 func validSite(s string) bool {
@@ -146,8 +181,7 @@ func (b *Bundle) Marshal() ([]byte, error) {
 	if err := b.Check(); err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)
 	}
-	inner, err := json.Marshal(wire{Bundle: *b, Link: hex.EncodeToString(b.LinkID[:]),
-		Static: base64.StdEncoding.EncodeToString(b.Static)})
+	inner, err := json.Marshal(b.wire(true))
 	if err != nil {
 		return nil, fmt.Errorf("encode bundle: %w", err)
 	}
@@ -195,7 +229,7 @@ func unmarshal(text []byte) (*Bundle, error) {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	b := w.Bundle
-	if b.Version > Version {
+	if b.Version > Version || b.Version == 1 {
 		return nil, b.Check()
 	}
 	link, err := hex.DecodeString(w.Link)
@@ -205,6 +239,12 @@ func unmarshal(text []byte) (*Bundle, error) {
 	b.LinkID = [16]byte(link)
 	if b.Static, err = base64.StdEncoding.Strict().DecodeString(w.Static); err != nil {
 		return nil, fmt.Errorf("%w: static key: %w", ErrFormat, err)
+	}
+	if b.Signer, err = base64.StdEncoding.Strict().DecodeString(w.Signer); err != nil {
+		return nil, fmt.Errorf("%w: signer: %w", ErrFormat, err)
+	}
+	if b.Signature, err = base64.StdEncoding.Strict().DecodeString(w.Sig); err != nil {
+		return nil, fmt.Errorf("%w: signature: %w", ErrFormat, err)
 	}
 	again, err := b.Marshal()
 	if err != nil {

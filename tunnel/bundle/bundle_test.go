@@ -25,8 +25,27 @@ func sample(t testing.TB) *Bundle {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Bundle{Version: 1, LinkID: [16]byte{1, 2, 3}, Site: "kochi", Suite: rekey.XWing,
+	b := &Bundle{Version: 2, LinkID: [16]byte{1, 2, 3}, Site: "kochi", Suite: rekey.XWing,
 		Static: static, EpochSAE: "line-kochi", PadSAE: "pad-kochi", Endpoint: "192.0.2.7:4500"}
+	sign(t, b)
+	return b
+}
+
+// signer is a site's enrolment key that is always the same.
+func signer(t testing.TB) *Signer {
+	t.Helper()
+	s, err := NewSigner(secret.Copy(bytes.Repeat([]byte{7}, SignerSeedSize)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func sign(t testing.TB, b *Bundle) {
+	t.Helper()
+	if err := b.Sign(signer(t)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestRoundTrip(t *testing.T) {
@@ -42,6 +61,7 @@ func TestRoundTrip(t *testing.T) {
 	} {
 		b := sample(t)
 		bend(b)
+		sign(t, b)
 		text, err := b.Marshal()
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -64,7 +84,11 @@ func TestMarshalRefuses(t *testing.T) {
 		want error
 	}{
 		"version 0":      {func(b *Bundle) { b.Version = 0 }, ErrFormat},
-		"version 2":      {func(b *Bundle) { b.Version = 2 }, ErrVersion},
+		"version 1":      {func(b *Bundle) { b.Version = 1 }, ErrVersion},
+		"version 3":      {func(b *Bundle) { b.Version = 3 }, ErrVersion},
+		"no signature":   {func(b *Bundle) { b.Signature = nil }, ErrSignature},
+		"other site":     {func(b *Bundle) { b.Site = "tokyo" }, ErrSignature},
+		"other signer":   {func(b *Bundle) { b.Signer = bytes.Repeat([]byte{1}, PublicSize) }, ErrSignature},
 		"zero link":      {func(b *Bundle) { b.LinkID = [16]byte{} }, ErrFormat},
 		"no site":        {func(b *Bundle) { b.Site = "" }, ErrFormat},
 		"site with /":    {func(b *Bundle) { b.Site = "../kochi" }, ErrFormat},
@@ -130,19 +154,23 @@ func TestUnmarshalIsStrict(t *testing.T) {
 		"more JSON":       armour(inner + "{}"),
 		"space":           armour(" " + inner),
 		"unknown field":   armour(strings.Replace(inner, "{", `{"x":1,`, 1)),
-		"field twice":     armour(strings.Replace(inner, `"version":1`, `"version":1,"version":1`, 1)),
+		"field twice":     armour(strings.Replace(inner, `"version":2`, `"version":2,"version":2`, 1)),
 		"other case":      armour(strings.Replace(inner, `"version"`, `"Version"`, 1)),
 		"link_id short":   armour(strings.Replace(inner, `"link_id":"0102`, `"link_id":"01`, 1)),
-		"link_id in caps": armour(strings.Replace(inner, `"version":1`, `"version":1.0`, 1)),
+		"link_id in caps": armour(strings.Replace(inner, `"version":2`, `"version":2.0`, 1)),
 		"too long":        bytes.Repeat([]byte("a"), maxText+1),
 	} {
-		if b, err := Unmarshal(bad); !errors.Is(err, ErrFormat) || b != nil {
+		if b, err := Unmarshal(bad); !errors.Is(err, ErrFormat) && !errors.Is(err, ErrSignature) || b != nil {
 			t.Errorf("%s: %v, %v", name, b, err)
 		}
 	}
-	newer := armour(strings.Replace(inner, `"version":1`, `"version":2,"more":"fields"`, 1))
+	newer := armour(strings.Replace(inner, `"version":2`, `"version":3,"more":"fields"`, 1))
 	if _, err := Unmarshal(newer); !errors.Is(err, ErrVersion) {
 		t.Errorf("a newer version: %v", err)
+	}
+	older := armour(strings.Replace(inner, `"version":2`, `"version":1`, 1))
+	if _, err := Unmarshal(older); !errors.Is(err, ErrVersion) || !strings.Contains(err.Error(), "enrol") {
+		t.Errorf("version 1: %v", err)
 	}
 	for i := 0; i < len(text); i += 5 {
 		bad := bytes.Clone(text)
@@ -155,10 +183,11 @@ func TestUnmarshalIsStrict(t *testing.T) {
 
 func TestFingerprint(t *testing.T) {
 	a, b := sample(t), sample(t)
-	if f := a.Fingerprint(); len(f) != 64+15 || f != b.Fingerprint() {
+	if f := a.Fingerprint(); len(f) != 32+7 || f != b.Fingerprint() {
 		t.Errorf("fingerprint %q", f)
 	}
-	b.Static[7] ^= 1
+	b.Signer = bytes.Clone(b.Signer)
+	b.Signer[7] ^= 1
 	if a.Fingerprint() == b.Fingerprint() {
 		t.Error("another key has the same fingerprint")
 	}
@@ -296,12 +325,12 @@ func FuzzUnmarshal(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(text)
-	f.Add(armour(`{"version":1}`))
+	f.Add(armour(`{"version":2}`))
 	f.Add([]byte(begin + end))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		b, err := Unmarshal(text)
 		if err != nil {
-			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrVersion) {
+			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrVersion) && !errors.Is(err, ErrSignature) {
 				t.Fatalf("error of another kind: %v", err)
 			}
 			return

@@ -62,6 +62,10 @@ type KME struct {
 	// client_ca is the root that signs the certificates of SAEs, PEM. It must
 	// not be the root of peer key managers. Required.
 	ClientCA string `yaml:"client_ca" check:"required,path"`
+	// client_crl is the revocation list of client_ca, PEM or DER. It is read
+	// again when it changes; a connection that it forbids is cut at once.
+	// Default: none.
+	ClientCRL string `yaml:"client_crl,omitempty" check:"path"`
 	// peer_listen is where other key managers reach this one, host:port.
 	// Required.
 	PeerListen string `yaml:"peer_listen" check:"required,address"`
@@ -181,6 +185,10 @@ type Line struct {
 	// peer_bundle is the file that says who the other end is: its static key,
 	// its SAE, and the line's number in the handshake. Required.
 	PeerBundle string `yaml:"peer_bundle" check:"required,path"`
+	// peer_fingerprint is that of the other site's enrolment key, as it was
+	// read over the telephone: eight groups of four hexadecimal digits. The
+	// bundle must be signed by that key. Default: any key.
+	PeerFingerprint string `yaml:"peer_fingerprint,omitempty" check:"fingerprint"`
 	// endpoints are the UDP addresses of the two ends. Required; one for now.
 	Endpoints []Endpoint `yaml:"endpoints" check:"required"`
 	// tun is the network device that plain packets enter and leave. Required.

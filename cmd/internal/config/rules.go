@@ -31,6 +31,8 @@ var rules = map[string]func(d *decoder, s string) (string, error){
 	"interface": checkInterface,
 	"pin":       checkPin,
 	"preset":    checkPreset,
+
+	"fingerprint": checkFingerprint,
 }
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$`)
@@ -167,6 +169,17 @@ func checkPin(_ *decoder, s string) (string, error) {
 			"from: openssl x509 -in cert.pem -outform DER | sha256sum")
 	}
 	return strings.ToLower(s), nil
+}
+
+var fingerprintForm = regexp.MustCompile(`^[0-9a-f]{4}( [0-9a-f]{4}){7}$`)
+
+// checkFingerprint: as bundle.FingerprintOf prints it.
+func checkFingerprint(_ *decoder, s string) (string, error) {
+	if !fingerprintForm.MatchString(s) {
+		return "", errors.New("is not a fingerprint; expected eight groups of four " +
+			"hexadecimal digits with spaces between")
+	}
+	return s, nil
 }
 
 // Network splits an address of a site file into what net.Dial and net.Listen

@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/etsi014/identity"
 	"github.com/quietline/quietline/tunnel"
 )
 
 // keySource draws a line's epoch keys through an ETSI 014 client.
 type keySource struct {
 	client *etsi014.Client
-	peer   etsi014.SAEID // of the line's other end
+	peer   etsi014.SAEID  // of the line's other end
+	live   *identity.Live // the line's certificate
 }
 
 func (s keySource) Status(ctx context.Context, _ tunnel.Use) (tunnel.Stock, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -55,10 +56,13 @@ type keyManager struct {
 	server   *http.Server
 	listener net.Listener
 	calls    callCounter
+	live     *identity.Live // certificates of the door
+	log      *slog.Logger
 }
 
 // open opens store, devices and doors; what it opens goes on the stack.
 func (m *keyManager) open(env Env, stack *closers) error {
+	m.log = env.Log
 	live, err := identity.Open(doorIdentity(env.Site))
 	if err != nil {
 		return fmt.Errorf("open door: %w", err)
@@ -80,7 +84,9 @@ func (m *keyManager) open(env Env, stack *closers) error {
 	if err != nil {
 		return err
 	}
+	m.live = live
 	m.server = etsi014.NewServer(handler, live.Server(), env.Log)
+	live.Guard(m.server)
 	m.listener, err = net.Listen("tcp", env.Site.KME.Listen)
 	if err != nil {
 		return fmt.Errorf("open door: %w", err)
@@ -93,6 +99,9 @@ func (m *keyManager) open(env Env, stack *closers) error {
 func doorIdentity(s *config.Site) identity.Config {
 	k := s.KME
 	cfg := identity.Config{Pairs: []identity.Pair{{Cert: k.Certificate, Key: k.Key}}, CA: k.ClientCA}
+	if k.ClientCRL != "" {
+		cfg.CRLs = []string{k.ClientCRL}
+	}
 	for _, a := range s.SAEs {
 		if a.KME != k.ID {
 			continue
@@ -151,8 +160,13 @@ func (m *keyManager) run(ctx context.Context) error {
 		return serveTLS(ctx, m.server, m.listener)
 	})
 	g.Go(func() error { return m.node.Run(inner) })
+	g.Go(func() error { m.live.Follow(ctx, followEvery, m.log); return nil })
 	return g.Wait()
 }
+
+// followEvery is the time between two looks at certificates and revocation
+// lists; after two of them at most a change is in force.
+const followEvery = 2 * time.Second
 
 // grace is how long requests in flight may take at the end: as long as the
 // door gives the key manager for one.

@@ -44,7 +44,7 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 		return err
 	}
 	env.Log.Info("line begins", "addr", cfg.Endpoints[0].Remote.String())
-	return together(ctx, append(parts, e.line.Run, e.watchStock)...)
+	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log))...)
 }
 
 // lineEnd is a line with its key source.
@@ -148,11 +148,28 @@ func readBundle(cfg *config.Line) (*bundle.Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read peer bundle %s: %w", cfg.PeerBundle, err)
 	}
+	if want := cfg.PeerFingerprint; want != "" && want != peer.Fingerprint() {
+		return nil, fmt.Errorf("%w: %s is signed by the site key %s, peer_fingerprint is %s; "+
+			"enrol the line again", ErrBundle, cfg.PeerBundle, peer.Fingerprint(), want)
+	}
 	if cfg.Keys != nil && cfg.Keys.PeerSAE != peer.EpochSAE {
 		return nil, fmt.Errorf("%w: it names the SAE %q, keys.peer_sae is %q", ErrBundle,
 			peer.EpochSAE, cfg.Keys.PeerSAE)
 	}
 	return peer, nil
+}
+
+// follow takes up renewed certificates. A connection that stands goes on with
+// the old one: nothing in flight is lost.
+func (e *lineEnd) follow(log *slog.Logger) part {
+	return func(ctx context.Context) error {
+		if e.keys == nil {
+			<-ctx.Done()
+			return nil
+		}
+		e.keys.live.Follow(ctx, followEvery, log)
+		return nil
+	}
 }
 
 // stockEvery is the time between two looks at the stock. A look costs the key
@@ -206,7 +223,7 @@ func openKeySource(k *config.Keys, log *slog.Logger) (keySource, error) {
 	if err != nil {
 		return keySource{}, fmt.Errorf("open key source: %w", err)
 	}
-	return keySource{client: client, peer: etsi014.SAEID(k.PeerSAE)}, nil
+	return keySource{client: client, peer: etsi014.SAEID(k.PeerSAE), live: live}, nil
 }
 
 // status puts the line's numbers into the words of status.

@@ -122,9 +122,17 @@ func enrol(t *testing.T) (lines [2]config.Line) {
 			EpochLife:  time.Minute, HoldMax: time.Hour,
 			Control: filepath.Join(home, "line.sock")}
 	}
+	seed := bundle.NewSignerSeed()
+	signer, err := bundle.NewSigner(seed)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range names {
-		other := bundle.Bundle{Version: 1, LinkID: id, Site: names[1-i], Suite: rekey.XWing,
+		other := bundle.Bundle{Version: bundle.Version, LinkID: id, Site: names[1-i], Suite: rekey.XWing,
 			Static: publics[1-i], EpochSAE: "line-" + names[1-i]}
+		if err := other.Sign(signer); err != nil {
+			t.Fatal(err)
+		}
 		text, err := other.Marshal()
 		if err == nil {
 			err = secret.WriteFile(lines[i].PeerBundle, text)
@@ -144,6 +152,7 @@ func TestOpenMachineRefuses(t *testing.T) {
 	}{
 		{"as enrolled", func(*config.Line) {}, nil},
 		{"right SAE", func(l *config.Line) { l.Keys = &config.Keys{PeerSAE: "line-kochi"} }, nil},
+		{"other signer", func(l *config.Line) { l.PeerFingerprint = "0000 0000 0000 0000 0000 0000 0000 0000" }, ErrBundle},
 		{"other SAE", func(l *config.Line) { l.Keys = &config.Keys{PeerSAE: "x"} }, ErrBundle},
 		{"no bundle", func(l *config.Line) { l.PeerBundle += "x" }, fs.ErrNotExist},
 		{"no key", func(l *config.Line) { l.StaticKey += "x" }, fs.ErrNotExist},
