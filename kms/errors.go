@@ -36,6 +36,9 @@ var (
 	ErrNoSegment = errors.New("segment is not here")
 	// ErrSeen: a block of this number was ingested before.
 	ErrSeen = errors.New("block number was seen before")
+	// ErrFull: the link holds as many segments as it may; the device keeps the
+	// block until some are used up.
+	ErrFull = errors.New("stock is full")
 	// ErrChange: the change itself makes no sense.
 	ErrChange = errors.New("change is not valid")
 )

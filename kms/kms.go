@@ -104,6 +104,7 @@ type Segment struct {
 	SlotBytes  int           // length of a slot, bytes
 	Slots      int           // slots cut from the block
 	Owner      etsi014.KMEID // the KME whose initiators draw
+	Given      bool          // the owner of old gave it to this one; nobody gives it again
 	Session    Session       // that it was opened under
 	Sent       Tag           // of our OFFER
 	Expected   Tag           // of the peer's OFFER

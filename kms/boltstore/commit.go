@@ -142,10 +142,11 @@ func (t *transaction) change(c *kms.Change) error {
 	case kms.OpConfirm:
 		return seg.move(kms.StateConfirmed)
 	case kms.OpGive:
-		if seg.State != kms.StateConfirmed {
-			return fmt.Errorf("%w: give of a %s segment", kms.ErrState, seg.State)
+		if seg.State != kms.StateConfirmed || seg.Given {
+			return fmt.Errorf("%w: give of a %s segment, given before: %v", kms.ErrState, seg.State,
+				seg.Given)
 		}
-		seg.Owner, seg.dirty = c.Owner, true
+		seg.Owner, seg.Given, seg.dirty = c.Owner, true, true
 		return nil
 	case kms.OpOpen:
 		seg.Session = c.Session

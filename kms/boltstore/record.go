@@ -44,7 +44,8 @@ func appendSegment(b []byte, s *kms.Segment) []byte {
 	b = append(b, s.Session[:]...)
 	b = append(b, s.Sent[:]...)
 	b = append(b, s.Expected[:]...)
-	return codec.AppendBool(b, s.Simulated)
+	b = codec.AppendBool(b, s.Simulated)
+	return codec.AppendBool(b, s.Given)
 }
 
 func parseSegment(v []byte) (kms.Segment, error) {
@@ -58,7 +59,7 @@ func parseSegment(v []byte) (kms.Segment, error) {
 	r.Copy(s.Session[:])
 	r.Copy(s.Sent[:])
 	r.Copy(s.Expected[:])
-	s.Simulated = r.Bool()
+	s.Simulated, s.Given = r.Bool(), r.Bool()
 	return s, corrupt("segment", r)
 }
 

@@ -18,6 +18,7 @@ import (
 const (
 	deviceRetryFirst = 100 * time.Millisecond
 	deviceRetryMost  = 10 * time.Second
+	fullPause        = time.Second // before a full stock is tried again
 )
 
 // device is one link's driver and what it told last.
@@ -110,13 +111,18 @@ func (d *device) take(ctx context.Context, b *hw.Block) error {
 		return err
 	}
 	b.Bits.Clear()
-	t := d.owner.ticket.Add(1)
-	r, err := d.owner.call(ctx, t, peer.Ingested{Ticket: t, Segment: seg, Sealed: sealed})
-	if err == nil && !errors.Is(r.err, kms.ErrSeen) {
-		err = r.err
-	}
-	if err != nil {
-		return err
+	for {
+		t := d.owner.ticket.Add(1)
+		r, err := d.owner.call(ctx, t, peer.Ingested{Ticket: t, Segment: seg, Sealed: sealed})
+		if err == nil && !errors.Is(r.err, kms.ErrSeen) {
+			err = r.err
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, kms.ErrFull) || !sleep(ctx, fullPause) {
+			return err
+		}
 	}
 	return d.link.Driver.Ack(ctx, b.Generation, b.Seq)
 }

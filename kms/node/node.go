@@ -80,6 +80,8 @@ type Config struct {
 	Limits  kms.Limits
 	// Retention is how long a drawn key waits for its target; 0 = 600 s.
 	Retention time.Duration
+	// MaxSegments bounds the stock of a link, in blocks; 0 = 65,536.
+	MaxSegments int
 	// EpochTurn is how often delivered keys become unreadable on this disk;
 	// 0 = 1 min.
 	EpochTurn time.Duration
@@ -223,7 +225,10 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 	if err := n.dropLinks(ctx, snap.KME); err != nil {
 		return nil, err
 	}
-	mc := peer.Config{KME: n.cfg.KME, SAEs: saes, TrustDisks: n.cfg.TrustDisks,
+	if n.cfg.MaxSegments == 0 {
+		n.cfg.MaxSegments = 1 << 16
+	}
+	mc := peer.Config{MaxSegments: n.cfg.MaxSegments, KME: n.cfg.KME, SAEs: saes, TrustDisks: n.cfg.TrustDisks,
 		Retention: n.cfg.Retention, KeySizeBits: n.cfg.Limits.KeySizeBits, Rand: rand.Reader}
 	for _, l := range n.cfg.Links {
 		mc.Links = append(mc.Links, peer.Link{ID: l.ID, Peer: l.Peer, Weights: l.Weights})

@@ -50,6 +50,9 @@ type Config struct {
 	// ConfirmWithin is how long a block that the peer says it has not may
 	// still come there; 0 = 30 s.
 	ConfirmWithin time.Duration
+	// MaxSegments bounds the live segments of a link, whoever owns them; 0 = no
+	// bound. Blocks beyond it are answered kms.ErrFull.
+	MaxSegments int
 	// KeySizeBits is the size for which grants are kept ready; 0 = 256.
 	KeySizeBits int
 	// Rand yields nonces and ID keys; crypto/rand but in simulations.

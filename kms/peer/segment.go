@@ -123,6 +123,9 @@ func (m *Machine) ingested(in Ingested) {
 	case l.gone(id):
 		m.ingestedAgain(l, in)
 		return
+	case m.cfg.MaxSegments > 0 && len(l.segments) >= m.cfg.MaxSegments:
+		m.answer(Answer{Ticket: in.Ticket, Err: kms.ErrFull})
+		return
 	}
 	s := &segment{Segment: in.Segment, link: l, since: m.now, left: in.Segment.Slots}
 	l.generation, l.floor = id.Generation, id.Number+1
@@ -505,7 +508,7 @@ func (m *Machine) compare(l *link, id kms.SegmentID, theirs run) {
 		m.refuse(l.remote, kInventory, id, 0, notOwner)
 		m.dead(s, kInventory)
 	case s.State == kms.StateConfirmed && theirs.state == kms.StateConfirmed:
-		if !theirs.mine && !m.owns(s) {
+		if !theirs.mine && !m.owns(s) && s.Given {
 			m.send(l.remote, message{kind: kGive, id: id})
 		}
 		m.bothConfirmed(s)
@@ -518,13 +521,17 @@ func (m *Machine) compare(l *link, id kms.SegmentID, theirs run) {
 }
 
 // giveAway hands confirmed segments that we own and have not opened to the
-// peer, durably before it is told: rule 4.
+// peer, durably before it is told: rule 4. A segment is given once at most.
 func (m *Machine) giveAway(l *link, n int) {
-	for ; n > 0 && len(l.mine) > 0; n-- {
-		s := l.mine[len(l.mine)-1]
-		l.mine = l.mine[:len(l.mine)-1]
+	for i := len(l.mine) - 1; i >= 0 && n > 0; i-- {
+		s := l.mine[i]
+		if s.Given { // a late copy of the first GIVE would undo a second one
+			continue
+		}
+		n--
+		l.mine = slices.Delete(l.mine, i, i+1)
 		l.mineSlots -= s.Slots
-		s.Owner, s.giving = l.remote.id, true
+		s.Owner, s.Given, s.giving = l.remote.id, true, true
 		m.change(kms.Change{Op: kms.OpGive, Segment: s.ID, Owner: s.Owner})
 		m.repeat(s, true)
 	}
@@ -545,8 +552,8 @@ func (m *Machine) giveReceived(l *link, id kms.SegmentID) {
 	case s.State == kms.StateNew:
 		m.refuse(l.remote, kGive, id, 0, notYet)
 		return
-	case s.State == kms.StateConfirmed && !m.owns(s):
-		s.Owner = m.cfg.KME
+	case s.State == kms.StateConfirmed && !m.owns(s) && !s.Given:
+		s.Owner, s.Given = m.cfg.KME, true
 		m.change(kms.Change{Op: kms.OpGive, Segment: id, Owner: s.Owner})
 		s.peerConfirmed = true
 		m.repeat(s, true)

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -65,16 +66,26 @@ type waitingDraw struct {
 	since time.Duration
 }
 
+// simDisk is a store and the two slots of epoch keys beside it.
+type simDisk struct {
+	*storetest.Memory
+	slots [2]uint64 // epoch whose key stands there; 0 = none
+}
+
+func (d simDisk) clone() simDisk { return simDisk{d.Memory.Clone(), d.slots} }
+
 type simSite struct {
 	w     *world
 	n     int
 	id    etsi014.KMEID
-	disk  *storetest.Memory
-	old   []*storetest.Memory // copies to restore
+	disk  simDisk
+	old   []simDisk // copies to restore
 	m     *Machine
 	fence kms.Fence
 	alive bool
-	life  int // counts incarnations of any kind
+	epoch uint64
+	dek   uint64 // counts data keys
+	life  int    // counts incarnations of any kind
 	inc   Incarnation
 	conn  bool // as the machine was told
 	ready time.Duration
@@ -83,6 +94,7 @@ type simSite struct {
 	asked map[uint64]waitingDraw
 	read  map[uint64]uint64 // ticket to block number
 	fetch map[uint64]Fetch
+	used  map[kms.SegmentID]map[uint64]bool // data keys of keys delivered for good
 }
 
 type world struct {
@@ -112,6 +124,7 @@ type world struct {
 const (
 	simSlots     = 8
 	simRetention = 20 * time.Second
+	simCap       = 12 // live segments
 	simLink      = kms.LinkID("l")
 )
 
@@ -121,7 +134,8 @@ func newWorld(seed uint64, h histories) *world {
 		corrupt: map[uint64]bool{}, byID: map[etsi014.KeyID]*drawnKey{},
 		mastered: map[simSlot]uint64{}, ownerOf: map[kms.SegmentID]int{}, lives: map[string]bool{}}
 	for i, id := range []etsi014.KMEID{"a", "b"} {
-		w.sites[i] = &simSite{w: w, n: i, id: id, disk: storetest.NewMemory(id)}
+		w.sites[i] = &simSite{w: w, n: i, id: id, disk: simDisk{storetest.NewMemory(id), [2]uint64{1}},
+			used: map[kms.SegmentID]map[uint64]bool{}}
 	}
 	return w
 }
@@ -184,13 +198,17 @@ func (w *world) step() {
 		} else {
 			w.join()
 		}
-	case x < 96 && w.h.steps > 0:
-		s.crash("at rest")
+	case x < 96:
+		if w.chance(50) {
+			s.crash("at rest")
+		} else {
+			s.turn()
+		}
 	case x < 97:
 		s.cancelOne()
 	case x < 98:
 		if s.alive && len(s.old) < 3 {
-			s.old = append(s.old, s.disk.Clone())
+			s.old = append(s.old, s.disk.clone())
 		}
 	default:
 		w.now += time.Duration(w.rng.IntN(8000)) * time.Millisecond
@@ -332,6 +350,9 @@ func (s *simSite) ingest() {
 	}
 	w := s.w
 	number := s.inbox[0]
+	if w.faults && number > 3 && w.chance(3) {
+		number -= uint64(1 + w.rng.IntN(3)) // a device that repeats itself
+	}
 	for _, n := range s.read {
 		if n == number {
 			return
@@ -345,7 +366,68 @@ func (s *simSite) ingest() {
 	w.ticket++
 	s.read[w.ticket] = number
 	s.feed(Ingested{Ticket: w.ticket, Segment: seg, Sealed: kms.Sealed{
-		Key: kms.Wrapped{Epoch: 1, Bytes: []byte{1}}, Slots: zeroSlots}})
+		Key: kms.Wrapped{Epoch: s.epoch, Bytes: s.newKey()}, Slots: zeroSlots}})
+}
+
+func (s *simSite) newKey() []byte {
+	s.dek++
+	return binary.BigEndian.AppendUint64(nil, s.dek)
+}
+
+// turn moves the epoch on as the owner goroutine does, with a crash now and
+// then between its steps.
+func (s *simSite) turn() {
+	w := s.w
+	if !s.alive {
+		return
+	}
+	next := s.epoch + 1
+	s.disk.slots[(next+1)%2] = next
+	if w.faults && w.chance(10) {
+		s.crash("in a turn, before the commit")
+		return
+	}
+	out := s.m.Step(w.now, Turn{next})
+	for i := range out.Changes {
+		switch c := &out.Changes[i]; c.Op {
+		case kms.OpRewrap:
+			_, _, key := s.disk.Segment(c.Segment)
+			c.Key = kms.Wrapped{Epoch: next, Bytes: key.Bytes}
+		case kms.OpReseal:
+			c.Sealed = kms.Sealed{Key: kms.Wrapped{Epoch: next, Bytes: s.newKey()}, Slots: zeroSlots}
+		case kms.OpLink:
+			c.IDKey = kms.Wrapped{Epoch: next, Bytes: out.IDKeys[c.Segment.Link]}
+		}
+	}
+	pos, err := s.disk.Commit(context.Background(), s.fence, out.Changes)
+	if err != nil {
+		w.fail("store of %s: turn: %v", s.id, err)
+	}
+	if w.faults && w.chance(10) {
+		s.crash("in a turn, after the commit")
+		return
+	}
+	s.disk.slots[next%2] = 0
+	s.epoch = next
+	for id, keys := range s.used {
+		if _, _, key := s.disk.Segment(id); len(key.Bytes) == 8 &&
+			keys[binary.BigEndian.Uint64(key.Bytes)] {
+			w.fail("I10: %s segment %s is still sealed under the data key of delivered keys", s.id, id)
+		}
+	}
+	clear(s.used)
+	s.feed(Durable{pos})
+}
+
+// goneForGood notes under which data key a key was sealed that nobody may read
+// at this site any more.
+func (s *simSite) goneForGood(id kms.SegmentID) {
+	if _, _, key := s.disk.Segment(id); len(key.Bytes) == 8 {
+		if s.used[id] == nil {
+			s.used[id] = map[uint64]bool{}
+		}
+		s.used[id][binary.BigEndian.Uint64(key.Bytes)] = true
+	}
 }
 
 func (s *simSite) drawKeys() {
@@ -438,6 +520,12 @@ func (s *simSite) boot() {
 	if err != nil {
 		w.fail("lease: %v", err)
 	}
+	if epoch := max(lease.Epoch, 1); s.disk.slots[(epoch+1)%2] != epoch {
+		w.fail("L: %s is in epoch %d, its epoch keys are %v", s.id, epoch, s.disk.slots)
+	} else {
+		s.disk.slots[epoch%2] = 0 // the other half of a turn
+		s.epoch = epoch
+	}
 	link, err := s.disk.Lease(ctx, simLink, -1)
 	if err != nil {
 		w.fail("lease: %v", err)
@@ -449,7 +537,8 @@ func (s *simSite) boot() {
 	}
 	cfg := Config{KME: s.id, Links: []Link{{ID: simLink, Peer: w.sites[1-s.n].id}},
 		SAEs: map[etsi014.SAEID]etsi014.KMEID{}, TrustDisks: w.h.trust,
-		Retention: simRetention, ConfirmWithin: 5 * time.Second, Rand: simRand{w.rng}}
+		Retention: simRetention, ConfirmWithin: 5 * time.Second, Rand: simRand{w.rng},
+		MaxSegments: simCap}
 	for _, x := range simSAEs {
 		cfg.SAEs[x.id] = w.sites[x.site].id
 	}
@@ -486,7 +575,7 @@ func (s *simSite) crash(when string) {
 		i := w.rng.IntN(len(s.old))
 		if w.h.bothOld || other.alive {
 			w.log("%s is restored to log %d", s.id, len(s.old))
-			s.disk = s.old[i].Clone()
+			s.disk = s.old[i].clone()
 		}
 	}
 	if other.alive && other.conn {
@@ -508,7 +597,7 @@ func (s *simSite) feed(inputs ...Input) {
 			out := s.m.Step(w.now, in)
 			for i := range out.Changes {
 				if c := &out.Changes[i]; c.Op == kms.OpLink {
-					c.IDKey = kms.Wrapped{Epoch: 1, Bytes: out.IDKeys[c.Segment.Link]}
+					c.IDKey = kms.Wrapped{Epoch: s.epoch, Bytes: out.IDKeys[c.Segment.Link]}
 				}
 			}
 			all.Changes = append(all.Changes, out.Changes...)
@@ -547,6 +636,7 @@ func (s *simSite) feed(inputs ...Input) {
 			s.check()
 		}
 		for _, m := range all.Messages {
+			s.lawful(m)
 			w.send(1-s.n, m.Data)
 		}
 		for _, a := range all.Answers {
@@ -569,6 +659,9 @@ func describe(in Input) string {
 			return "bad message"
 		}
 		return fmt.Sprintf("got %s %v", msg.kind, msg.id.Number)
+	}
+	if b, ok := in.(Ingested); ok {
+		return fmt.Sprintf("block %d", b.Segment.ID.Number)
 	}
 	return strings.TrimPrefix(fmt.Sprintf("%T %+v", in, in), "peer.")
 }
@@ -606,6 +699,7 @@ func (s *simSite) drawn(d Draw, a Answer) {
 	if a.Err != nil {
 		return
 	}
+	s.durable(d.Initiator, a.Keys)
 	if len(a.Keys) != d.Number {
 		w.fail("draw of %d keys got %d", d.Number, len(a.Keys))
 	}
@@ -635,6 +729,9 @@ func (s *simSite) drawn(d Draw, a Answer) {
 			lives:   [2]int{w.sites[0].life, w.sites[1].life},
 			fetched: map[etsi014.SAEID]bool{}}
 		w.byID[k.ID] = rec
+		if !slices.ContainsFunc(d.Targets, func(t etsi014.SAEID) bool { return w.siteOf(t) == s.n }) {
+			s.goneForGood(k.Segment)
+		}
 		w.keys = append(w.keys, rec)
 	}
 }
@@ -645,6 +742,7 @@ func (s *simSite) fetched(f Fetch, a Answer) {
 		s.fetchRefused(f, a.Err)
 		return
 	}
+	s.durable(f.Target, a.Keys)
 	if len(a.Keys) != len(f.IDs) {
 		w.fail("fetch of %d keys got %d", len(f.IDs), len(a.Keys))
 	}
@@ -664,6 +762,61 @@ func (s *simSite) fetched(f Fetch, a Answer) {
 		}
 		rec.fetched[f.Target] = true
 		w.taken++
+		if !slices.ContainsFunc(rec.targets, func(t etsi014.SAEID) bool {
+			return w.siteOf(t) == s.n && !rec.fetched[t]
+		}) {
+			s.goneForGood(k.Segment)
+		}
+	}
+}
+
+// durable: nothing leaves before its claim and the record of it are on the disk
+// (I5). They are in the newest entry, for an answer leaves with its commit.
+func (s *simSite) durable(sae etsi014.SAEID, keys []KeyRef) {
+	last, _ := s.disk.Last()
+	for _, k := range keys {
+		if !slices.ContainsFunc(last.Changes, func(c kms.Change) bool {
+			return c.Op == kms.OpClaim && c.Segment == k.Segment && c.SAE == sae &&
+				c.First <= k.First && k.First+k.Slots <= c.First+c.Slots
+		}) {
+			s.w.fail("I5: %s answers %s with slots %d+%d of %s before the claim is durable", s.id, sae,
+				k.First, k.Slots, k.Segment)
+		}
+	}
+}
+
+// lawful: a message says only what is on the disk.
+func (s *simSite) lawful(m Message) {
+	msg, err := decode(m.Data)
+	if err != nil {
+		s.w.fail("%s sends what it cannot read: %v", s.id, err)
+	}
+	seg, grants, _ := s.disk.Segment(msg.id)
+	ok := true
+	switch msg.kind {
+	case kBeat:
+		hash, there := s.disk.HashAt(msg.at.Length)
+		ok = msg.at.Length == 0 || there && hash == msg.at.Hash
+	case kHello:
+		hash, there := s.disk.HashAt(msg.hello.position.Length)
+		ok = msg.hello.position.Length == 0 || there && hash == msg.hello.position.Hash
+	case kConfirmed:
+		ok = seg.State >= kms.StateConfirmed
+	case kOffer:
+		ok = seg.State >= kms.StateNew && (!msg.have || seg.State >= kms.StateConfirmed)
+	case kGive:
+		ok = seg.Owner == s.w.sites[1-s.n].id && seg.Given
+	case kGiveAck:
+		ok = seg.Owner == s.id
+	case kOpen, kOpenAck:
+		ok = seg.State == kms.StateOpen && seg.Session == msg.session
+	case kGrant:
+		ok = slices.ContainsFunc(grants, func(g kms.Grant) bool { return sameGrant(g, msg.grant) })
+	case kGrantAck:
+		ok = slices.ContainsFunc(grants, func(g kms.Grant) bool { return g.First == msg.first })
+	}
+	if !ok {
+		s.w.fail("I5: %s says %s of %s and has %s on its disk", s.id, msg.kind, msg.id, seg.State)
 	}
 }
 
@@ -741,17 +894,17 @@ func (w *world) quiet() {
 		}
 		if w.now >= next {
 			next = w.now + time.Second
-			if w.now < began+14*time.Second {
+			if w.now < began+24*time.Second {
 				w.makeBlock()
 			}
 			for _, s := range w.sites {
-				for len(s.inbox) > 0 && s.alive {
+				for n := len(s.inbox); n > 0 && w.now < began+30*time.Second; n-- {
 					s.ingest()
 				}
-				if w.now > began+8*time.Second && w.now < began+18*time.Second {
+				if w.now > began+8*time.Second && w.now < began+28*time.Second && w.drawsHere(s.n) {
 					s.drawKeys()
-					s.fetchKeys()
 				}
+				s.fetchKeys()
 			}
 		}
 		for len(w.net) > 0 && w.net[0].at <= w.now {
@@ -763,7 +916,7 @@ func (w *world) quiet() {
 		for _, d := range s.asked {
 			w.fail("L1: draw %d of %s waits since %v, it is %v", d.Ticket, s.id, d.since, w.now)
 		}
-		if w.quietGot[s.n] == 0 {
+		if w.quietGot[s.n] == 0 && w.drawsHere(s.n) {
 			w.fail("L1: nothing could be drawn at %s after faults stopped: %s", s.id, s.dump())
 		}
 	}
@@ -773,10 +926,14 @@ func (w *world) quiet() {
 	}
 }
 
+// drawsHere: in a third of the histories each only one site has callers in the
+// end, so that stock of the other's must come over.
+func (w *world) drawsHere(site int) bool { return w.seed%3 == 2 || int(w.seed%3) == site }
+
 func (s *simSite) unopened() string {
 	var out []string
 	for _, seg := range s.m.links[simLink].sorted() {
-		if seg.State <= kms.StateConfirmed {
+		if seg.State == kms.StateConfirmed {
 			out = append(out, fmt.Sprintf("%d %s of %s", seg.ID.Number, seg.State, seg.Owner))
 		}
 	}

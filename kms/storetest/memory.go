@@ -325,10 +325,10 @@ func (s *Memory) applySegment(seg *memSegment, c *kms.Change) error {
 		kms.OpClose: kms.StateClosed, kms.OpFinish: kms.StateFinished, kms.OpVoid: kms.StateVoid}[c.Op]
 	switch c.Op {
 	case kms.OpGive:
-		if seg.State != kms.StateConfirmed {
+		if seg.State != kms.StateConfirmed || seg.Given {
 			return kms.ErrState
 		}
-		seg.Owner = c.Owner
+		seg.Owner, seg.Given = c.Owner, true
 		return nil
 	case kms.OpGrant:
 		return seg.grant(c)
@@ -477,6 +477,35 @@ func (s *Memory) Load(ctx context.Context, id kms.SegmentID) (kms.Sealed, []kms.
 	sealed.Slots = slices.Clone(sealed.Slots)
 	sealed.Key.Bytes = slices.Clone(sealed.Key.Bytes)
 	return sealed, claims, nil
+}
+
+// Last is the newest audit record and how far the log goes.
+func (s *Memory) Last() (kms.Record, kms.Position) {
+	if len(s.log) == 0 {
+		return kms.Record{}, s.position
+	}
+	prev := kms.Position{Length: uint64(len(s.log)) - 1}
+	if prev.Length > 0 {
+		prev.Hash = s.hashes[prev.Length-1]
+	}
+	rec, err := audit.Parse(prev, s.log[prev.Length], func(c audit.Commitment) (etsi014.SAEID, bool) {
+		n, ok := s.names[c]
+		return n, ok
+	})
+	if err != nil {
+		return kms.Record{}, s.position
+	}
+	return rec, s.position
+}
+
+// Segment is what stands of a live segment: itself, its grants, and the data
+// key it is sealed under.
+func (s *Memory) Segment(id kms.SegmentID) (kms.Segment, []kms.Grant, kms.Wrapped) {
+	seg := s.segments[id]
+	if seg == nil {
+		return kms.Segment{}, nil, kms.Wrapped{}
+	}
+	return seg.Segment, seg.grants, seg.sealed.Key
 }
 
 // HashAt is the chain's hash at a length, zero where there is none.
