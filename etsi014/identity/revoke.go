@@ -133,10 +133,7 @@ func (r *revocations) add(der []byte, authorities []*x509.Certificate, now time.
 		r.expires = next
 	}
 	for _, e := range list.RevokedCertificateEntries {
-		const removed = 8 // removeFromCRL, RFC 5280 section 5.3.1
-		if e.ReasonCode != removed {
-			r.marks[mark{string(list.RawIssuer), string(e.SerialNumber.Bytes())}] = true
-		}
+		r.marks[mark{string(list.RawIssuer), string(e.SerialNumber.Bytes())}] = true
 	}
 	return nil
 }
