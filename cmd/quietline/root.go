@@ -28,7 +28,8 @@ const (
 // verbs makes the commands, in the order in which help shows them.
 var verbs = []func() *cobra.Command{
 	newKMECommand, newLineCommand, newSimCommand,
-	newDemoCommand, newCheckCommand, newStatusCommand, newVersionCommand,
+	newDemoCommand, newClientCommand, newCheckCommand, newStatusCommand,
+	newVersionCommand,
 }
 
 // run is the program; it returns the exit code.
