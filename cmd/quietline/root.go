@@ -28,7 +28,7 @@ const (
 // verbs makes the commands, in the order in which help shows them.
 var verbs = []func() *cobra.Command{
 	newKMECommand, newLineCommand, newSimCommand,
-	newDemoCommand, newClientCommand, newCheckCommand, newStatusCommand,
+	newDemoCommand, newClientCommand, newDoctorCommand, newCheckCommand, newStatusCommand,
 	newVersionCommand,
 }
 
