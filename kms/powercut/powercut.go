@@ -120,6 +120,10 @@ type server struct {
 	dir  string
 }
 
+// leaveMost is how long the second process may take to unmount and end. A test
+// that hangs there would hide what the others found.
+const leaveMost = 30 * time.Second
+
 // start starts the second process and gives it a folder. The test's cleanup
 // ends it.
 func start(t testing.TB, role string, first request) *server {
@@ -142,6 +146,8 @@ func start(t testing.TB, role string, first request) *server {
 	}
 	t.Cleanup(func() { // the end of its input is its sign to leave
 		_ = s.in.Close()
+		late := time.AfterFunc(leaveMost, func() { _ = s.cmd.Process.Kill() })
+		defer late.Stop()
 		if err := s.cmd.Wait(); err != nil {
 			t.Errorf("%s server: %v", role, err)
 		}
