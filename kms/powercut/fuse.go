@@ -129,7 +129,7 @@ func (f *fuseFile) serve() {
 	for {
 		n, err := unix.Read(f.dev, buf)
 		switch {
-		case errors.Is(err, syscall.ENODEV):
+		case errors.Is(err, syscall.ENODEV), errors.Is(err, syscall.ECONNABORTED):
 			return
 		case errors.Is(err, syscall.EINTR), errors.Is(err, syscall.ENOENT):
 			continue // a request was taken back
