@@ -329,11 +329,14 @@ func (m *Machine) forget() {
 		if p.until.After(m.now) {
 			continue
 		}
-		if p.phase == collecting {
-			m.setSource(sourceDown)
-			m.refuse(p, verdict{status: refusedDown})
+		if p.phase != collecting {
+			m.dropPending(i)
+			continue
 		}
-		m.dropPending(i)
+		// No answer of our key manager: the initiator may go on without.
+		m.setSource(sourceDown)
+		p.until = m.now.Add(pendingLife)
+		m.refuse(p, verdict{status: refusedDown})
 	}
 	for d, r := range m.replies {
 		if !r.until.After(m.now) && (m.next == nil || m.next.reply != d) {

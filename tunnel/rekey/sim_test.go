@@ -24,10 +24,11 @@ type world struct {
 	net   network
 	kme   keyStore
 	log   func(format string, args ...any)
-	fault error             // the first broken promise
-	toy   bool              // see toyKEM
-	bent  func(*end)        // plants a bug into each end
-	keys  map[[32]byte]bool // every send key ever installed
+	fault error                       // the first broken promise
+	toy   bool                        // see toyKEM
+	drop  func(e *end, d []byte) bool // loses a datagram, or a record (nil)
+	bent  func(*end)                  // plants a bug into each end
+	keys  map[[32]byte]bool           // every send key ever installed
 }
 
 // network says what happens to a datagram or record on its way.
@@ -372,6 +373,9 @@ func (e *end) carry(d []byte, f func(to *end)) {
 	}
 	if e.trace != nil {
 		e.trace(d)
+	}
+	if w.drop != nil && w.drop(e, d) {
+		return
 	}
 	for range copies {
 		if w.net.cut[e.id] || w.rng.Float64() < w.net.loss {
