@@ -21,7 +21,7 @@ func (d *demo) cut(ctx context.Context) error {
 	stop, cancel := context.WithCancel(ctx)
 	defer cancel()
 	go func() { drained <- d.drain(stop) }()
-	err := d.waitLevel(ctx, 40*time.Second, "BLOCKED")
+	err := d.waitStarved(ctx)
 	cancel()
 	if derr := <-drained; derr != nil {
 		return derr
@@ -33,6 +33,23 @@ func (d *demo) cut(ctx context.Context) error {
 	d.report.Cut.Reason = d.reason(ctx)
 	d.view.line("line blocked after %.1f s: %s", d.report.Cut.BlockedSeconds, d.report.Cut.Reason)
 	return d.nothingPasses(ctx)
+}
+
+// waitStarved waits until the stock is gone and both ends of the line are
+// blocked.
+func (d *demo) waitStarved(ctx context.Context) error {
+	err := poll(ctx, 40*time.Second, func() error {
+		for _, s := range []*site{d.a, d.b} {
+			if n := drawable(ctx, s); n > 0 {
+				return fmt.Errorf("%s still holds %d keys", s.kmeID(), n)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return d.waitLevel(ctx, 20*time.Second, "BLOCKED")
 }
 
 // reason is why the line is blocked. The end that starts the rekeying knows

@@ -33,11 +33,12 @@ type Options struct {
 	Terminal bool // Out is a terminal: redraw one screen
 }
 
-// The line of the demo rekeys fast, so that half a minute shows a life.
+// The line of the demo rekeys fast, so that half a minute shows a life, and
+// holds an epoch long enough that a busy machine does not block it.
 const (
 	preset    = "metro"
 	epochLife = 2 * time.Second
-	holdMax   = 3 * time.Second
+	holdMax   = 6 * time.Second
 	fileBytes = 32 << 20
 )
 
@@ -266,7 +267,7 @@ func (d *demo) paced(ctx context.Context, from, to string) (err error) {
 }
 
 // reserve is the time that the stages after the traffic usually take.
-const reserve = 16 * time.Second
+const reserve = 19 * time.Second
 
 // capture searches both recordings for pieces of the file.
 func (d *demo) capture(context.Context) error {

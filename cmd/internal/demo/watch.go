@@ -39,9 +39,7 @@ func (w *watcher) sample(ctx context.Context) sample {
 	s := sample{QBER: -1}
 	for i, at := range []*site{w.a, w.b} {
 		if k := status(ctx, at.kme).KME; k != nil {
-			for _, l := range k.Links {
-				s.Stored[i] += int(l.Drawable / keyBits)
-			}
+			s.Stored[i] = stock(k)
 			s.Delivered[i] = int(k.KeysDrawn + k.KeysFetched)
 		}
 	}
@@ -57,6 +55,23 @@ func (w *watcher) sample(ctx context.Context) sample {
 		s.Mbps = w.throughput(l.Sent.Bytes + l.Received.Bytes)
 	}
 	return s
+}
+
+// stock is the number of keys that a site's applications could draw now.
+func stock(k *control.KME) int {
+	bits := uint64(0)
+	for _, l := range k.Links {
+		bits += l.Drawable
+	}
+	return int(bits / keyBits)
+}
+
+// drawable is the stock of a site; 0 if its key manager does not answer.
+func drawable(ctx context.Context, s *site) int {
+	if k := status(ctx, s.kme).KME; k != nil {
+		return stock(k)
+	}
+	return 0
 }
 
 func (w *watcher) throughput(total uint64) float64 {
@@ -104,8 +119,7 @@ func (d *demo) firstKeys(ctx context.Context, begun time.Time) error {
 	}
 	err := poll(ctx, limit, func() error {
 		for _, s := range []*site{d.a, d.b} {
-			k := status(ctx, s.kme).KME
-			if k == nil || len(k.Links) == 0 || k.Links[0].Drawable < keyBits {
+			if drawable(ctx, s) == 0 {
 				return fmt.Errorf("%s holds no drawable key", s.kmeID())
 			}
 		}
