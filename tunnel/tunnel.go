@@ -49,7 +49,8 @@ type Queue interface {
 type Caps struct {
 	Name    string // interface name, e.g. "ql0"
 	Backend string // "water", "fast" or "memory"
-	Offload bool   // super-frames in and out
+	Offload bool   // super-frames of TCP in and out, checksums left open
+	UDP     bool   // super-frames of UDP too
 	MTU     int    // bytes
 	Reason  string // why this back end, for a person
 }

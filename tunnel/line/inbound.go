@@ -25,10 +25,14 @@ type inbound struct {
 		data   []byte      // headers, then payload
 		n      int         // slices
 	}
+	// The small packets in a row that go to the host in one call; it ends as
+	// the run does. Only for a device that takes UDP super-frames.
+	row  segment.Row
+	rows bool
 }
 
 func newInbound(l *Line, queue tunnel.Queue) *inbound {
-	in := &inbound{line: l, worker: l.open, queue: queue}
+	in := &inbound{line: l, worker: l.open, queue: queue, rows: l.cfg.Device.Caps().UDP}
 	in.run.data = make([]byte, 0, frameLen)
 	in.run.first = -1
 	return in
@@ -43,6 +47,7 @@ func (in *inbound) burst(b Burst) {
 		data = data[n:]
 	}
 	in.endRun()
+	in.endRow()
 	if heard {
 		in.line.hear()
 	}
@@ -107,9 +112,11 @@ func (in *inbound) record(h wire.Header, record []byte) {
 			in.worker.drop(badRecord)
 			return
 		}
+		in.endRow()
 		in.slice(h, piece, packet)
 	case wire.Whole:
 		in.endRun()
+		in.endRow()
 		in.write(tunnel.Frame{Data: body}, 1)
 	case wire.Pack:
 		in.endRun()
@@ -124,8 +131,28 @@ func (in *inbound) unpack(body []byte) {
 			in.worker.drop(badRecord)
 			return
 		}
-		in.write(tunnel.Frame{Data: packet}, 1)
+		in.small(packet)
 		body = rest
+	}
+}
+
+// small hands over one packet of a pack, with its neighbours if they are of
+// one flow.
+func (in *inbound) small(packet []byte) {
+	if !in.rows {
+		in.write(tunnel.Frame{Data: packet}, 1)
+		return
+	}
+	if !in.row.Add(packet) {
+		in.endRow()
+		in.row.Add(packet)
+	}
+}
+
+func (in *inbound) endRow() {
+	if n := in.row.Len(); n > 0 {
+		in.write(in.row.Frame(), n)
+		in.row.Reset()
 	}
 }
 

@@ -125,14 +125,17 @@ func loopback(t *testing.T, conn Conn, dev tunnel.Device) *Line {
 }
 
 // sink is a device and queue that takes everything.
-type sink struct{ err error }
+type sink struct {
+	err    error
+	writes int
+}
 
 func (s *sink) Queues() []tunnel.Queue                   { return []tunnel.Queue{s} }
-func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{MTU: 1424} }
+func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{MTU: 1424, UDP: true} }
 func (s *sink) SetMTU(int) error                         { return nil }
 func (s *sink) Close() error                             { return nil }
 func (s *sink) ReadBatch([]tunnel.Frame) (int, error)    { return 0, io.ErrUnexpectedEOF }
-func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) { return len(f), s.err }
+func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) { s.writes++; return len(f), s.err }
 
 // last keeps the burst written last, in place.
 type last struct{ burst Burst }
@@ -148,11 +151,14 @@ func TestNoAllocation(t *testing.T) {
 	l := loopback(t, conn, dev)
 	o, in := newOutbound(l, l.seals[0], 1), newInbound(l, dev)
 	super := superFrame(20000)
+	writes := map[string]int{"packet": 1, "pack": 3, "super-frame": 1, "flow": 1}
 	for name, frames := range map[string][]tunnel.Frame{
 		"packet":      {{Data: packet(1400)}},
 		"pack":        {{Data: packet(60)}, {Data: packet(600)}, {Data: packet(52)}},
 		"super-frame": {super},
+		"flow":        flow(10),
 	} {
+		dev.writes = 0
 		before := l.open.packets.Load()
 		n := testing.AllocsPerRun(1000, func() {
 			mem := o.reset()
@@ -173,10 +179,27 @@ func TestNoAllocation(t *testing.T) {
 		if got := l.open.packets.Load() - before; got != 1001*per {
 			t.Errorf("%s: %d packets came through, want %d", name, got, 1001*per)
 		}
+		if dev.writes != 1001*writes[name] {
+			t.Errorf("%s: %d writes, want %d", name, dev.writes, 1001*writes[name])
+		}
 	}
 	if got := l.Stats().Drops; got["replayed"] == 0 || got["forged"]+got["bad_record"] != 0 {
 		t.Errorf("drops %v", got)
 	}
+}
+
+// flow is n finished UDP packets that follow each other.
+func flow(n int) (frames []tunnel.Frame) {
+	for i := range n {
+		p := packet(92)
+		p[5], p[9], p[20], p[22] = byte(i), 17, 1, 2
+		f := tunnel.Frame{Data: p, GSO: tunnel.GSO{Type: segment.UDP, HeaderLen: 28, Size: 64,
+			Flags: segment.NeedsChecksum, CsumStart: 20, CsumOffset: 6}}
+		segment.Cut(&f, 0, true)
+		segment.Finish(&f)
+		frames = append(frames, f)
+	}
+	return frames
 }
 
 // superFrame is a TCP super-frame with so many bytes of payload.
@@ -302,6 +325,7 @@ func TestDropsOnArrival(t *testing.T) {
 			t.Errorf("%s: %s grew by %d, want 1", tt.name, tt.want, got)
 		}
 	}
+	in.endRow() // the good packet of the pack
 	dev.err = io.ErrShortWrite
 	in.datagram(seal(append([]byte{byte(wire.Whole)}, packet(40)...)))
 	for range maxDatagrams + 1 {

