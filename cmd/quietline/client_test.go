@@ -43,11 +43,20 @@ func newHall(t *testing.T) *hall {
 		}))
 		cfg.Rules = append(cfg.Rules, identity.Rule{SAE: etsi014.SAEID(sae)})
 	}
+	h.addr = serveDoor(t, cfg, h.kme)
+	h.url = "https://" + h.addr
+	h.kmeFlags = []string{"--url", h.url}
+	return h
+}
+
+// serveDoor runs a KME's door until the test ends and returns its address.
+func serveDoor(t *testing.T, cfg identity.Config, kme etsi014.KME) (addr string) {
+	t.Helper()
 	live, err := identity.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler, err := etsi014.NewHandler(etsi014.HandlerConfig{KME: h.kme, Identify: live.Identify})
+	handler, err := etsi014.NewHandler(etsi014.HandlerConfig{KME: kme, Identify: live.Identify})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,9 +64,6 @@ func newHall(t *testing.T) *hall {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.addr = l.Addr().String()
-	h.url = "https://" + h.addr
-	h.kmeFlags = []string{"--url", h.url}
 	server := etsi014.NewServer(handler, live.Server(), nil)
 	done := make(chan error, 1)
 	go func() { done <- server.ServeTLS(l, "", "") }()
@@ -67,7 +73,7 @@ func newHall(t *testing.T) *hall {
 			t.Error(err)
 		}
 	})
-	return h
+	return l.Addr().String()
 }
 
 // later is beyond the two weeks in which doctor warns.

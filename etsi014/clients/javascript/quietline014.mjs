@@ -416,7 +416,13 @@ async function main(args) {
   }
 }
 
-// A path may lead here by a symbolic link.
-if (process.argv[1] && realpathSync(process.argv[1]) === fileURLToPath(import.meta.url)) {
-  process.exitCode = await main(process.argv.slice(2));
+/** Whether this file is the program; a path may lead here by a symbolic link. */
+function isProgram(path) {
+  try {
+    return realpathSync(path) === fileURLToPath(import.meta.url);
+  } catch {
+    return false; // no path, or "-" for a program on standard input
+  }
 }
+
+if (isProgram(process.argv[1])) process.exitCode = await main(process.argv.slice(2));
