@@ -190,6 +190,9 @@ func TestOnlyOwner(t *testing.T) {
 		{"unknown", nil, http.StatusForbidden},
 	} {
 		r := httptest.NewRequest("GET", "/v1/status", nil)
+		if tt.cred != nil && tt.want == http.StatusForbidden && tt.cred.Uid == me {
+			continue // the test runs as nobody, whom the kernel puts in for the unmapped
+		}
 		if tt.cred != nil {
 			r = r.WithContext(context.WithValue(r.Context(), peerKey{}, tt.cred))
 		}
