@@ -2,11 +2,13 @@ package daemon
 
 import (
 	"context"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -20,8 +22,13 @@ import (
 	"github.com/quietline/quietline/kms/node"
 )
 
-// ErrNoKME: the site file has no key manager.
-var ErrNoKME = errors.New("the site file has no kme")
+// Errors of a key manager's start.
+var (
+	// ErrNoKME: the site file has no key manager.
+	ErrNoKME = errors.New("the site file has no kme")
+	// ErrOneRoot: whoever signs SAEs could sign a key manager too.
+	ErrOneRoot = errors.New("client_ca and peer_ca hold the same root")
+)
 
 // KME runs the site's key manager until ctx ends. It returns an error when the
 // key manager had to stop, for one when its store failed: a key manager that
@@ -63,6 +70,9 @@ type keyManager struct {
 // open opens store, devices and doors; what it opens goes on the stack.
 func (m *keyManager) open(env Env, stack *closers) error {
 	m.log = env.Log
+	if err := twoRoots(env.Site.KME); err != nil {
+		return fmt.Errorf("open door: %w", err)
+	}
 	live, err := identity.Open(doorIdentity(env.Site))
 	if err != nil {
 		return fmt.Errorf("open door: %w", err)
@@ -93,6 +103,43 @@ func (m *keyManager) open(env Env, stack *closers) error {
 	}
 	stack.add(func() { _ = m.listener.Close() })
 	return nil
+}
+
+// twoRoots checks that SAEs and peers have no root in common, also when it
+// stands in two files.
+func twoRoots(k *config.KME) error {
+	saes, err := certificates(k.ClientCA)
+	if err != nil {
+		return err
+	}
+	peers, err := certificates(k.PeerCA)
+	if err != nil {
+		return err
+	}
+	for der := range peers {
+		if saes[der] {
+			return fmt.Errorf("%w: %s and %s", ErrOneRoot, k.ClientCA, k.PeerCA)
+		}
+	}
+	return nil
+}
+
+// certificates reads the certificates of a PEM file, as DER.
+func certificates(path string) (map[string]bool, error) {
+	rest, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[string]bool)
+	for {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			return found, nil
+		}
+		if block.Type == "CERTIFICATE" {
+			found[string(block.Bytes)] = true
+		}
+	}
 }
 
 // doorIdentity says which certificates belong to the SAEs of this site.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
@@ -173,6 +174,16 @@ func TestKMERefusesToStart(t *testing.T) {
 		{"key others can read", func(s *config.Site) { s.KME.Key = s.KME.Certificate }, nil},
 		{"no root key", func(s *config.Site) { s.KME.RootKey += "x" }, nil},
 		{"peers' root", func(s *config.Site) { s.KME.PeerCA += "x" }, nil},
+		{"one root in two files", func(s *config.Site) {
+			root, err := os.ReadFile(s.KME.ClientCA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.KME.PeerCA += "-too"
+			if err := os.WriteFile(s.KME.PeerCA, root, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, ErrOneRoot},
 		{"driver", func(s *config.Site) { s.Links[0].Driver = "https://x" }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -21,6 +21,8 @@ var (
 	ErrNewerState = errors.New("state folder was written by a newer program")
 	// ErrState: the folder is not one of ours, or is damaged.
 	ErrState = errors.New("state folder is not valid")
+	// ErrOpenState: anybody may put files into the folder, an old store for one.
+	ErrOpenState = errors.New("state folder is open to everybody")
 )
 
 // openState makes the state folder if need be, and refuses one that a newer
@@ -28,6 +30,11 @@ var (
 func openState(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make state folder: %w", err)
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return fmt.Errorf("look at state folder: %w", err)
+	} else if mode := info.Mode().Perm(); mode&0o002 != 0 {
+		return fmt.Errorf("%w (mode %#o); run: chmod 700 %s", ErrOpenState, mode, dir)
 	}
 	path := filepath.Join(dir, "schema")
 	data, err := os.ReadFile(path)

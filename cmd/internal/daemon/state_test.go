@@ -51,3 +51,15 @@ func TestOpenStateMakesIt(t *testing.T) {
 		t.Errorf("schema %q, %v", data, err)
 	}
 }
+
+func TestOpenStateRefusesAFolderOfEverybody(t *testing.T) {
+	dir := t.TempDir()
+	for mode, want := range map[os.FileMode]error{0o777: ErrOpenState, 0o702: ErrOpenState, 0o755: nil} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		if err := openState(dir); !errors.Is(err, want) {
+			t.Errorf("mode %#o: err = %v, want %v", mode, err, want)
+		}
+	}
+}
