@@ -15,7 +15,9 @@ import (
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
 	"github.com/quietline/quietline/cmd/internal/daemon"
+	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/simulator"
 )
 
 // Exit codes of every verb.
@@ -119,7 +121,8 @@ func hint(err error) string {
 		return "quietline status shows it; stop it first"
 	case errors.Is(err, control.ErrDown):
 		return "start the daemon, or read its log to see why it stopped"
-	case errors.Is(err, daemon.ErrNewerState):
+	case errors.Is(err, daemon.ErrNewerState), errors.Is(err, simulator.ErrNewerState),
+		errors.Is(err, kms.ErrNewer):
 		return "run the newer quietline, or restore a copy of the folder from before the upgrade"
 	case errors.Is(err, secret.ErrExposed):
 		return "a secret must be readable by its owner only"
