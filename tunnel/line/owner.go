@@ -290,10 +290,10 @@ func (l *Line) ask(ctx context.Context, req *rekey.KeyRequest) ([]tunnel.Key, er
 // event logs what the machine wants people to see.
 func (o *owner) event(e rekey.Event) {
 	if e.Kind != "alarm" {
-		o.log.Info(e.Kind, "level", e.Level, "reason", e.Reason)
+		o.log.Info(e.Kind, "level", e.Level.String(), "reason", e.Reason)
 		return
 	}
-	o.log.Warn(e.Kind, "level", e.Level, "reason", e.Reason)
+	o.log.Warn(e.Kind, "level", e.Level.String(), "reason", e.Reason)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.snapshot.alarms++
