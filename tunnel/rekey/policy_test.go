@@ -81,7 +81,8 @@ func TestFallBack(t *testing.T) {
 							continue // an empty stock does not keep R from collecting; see below
 						}
 						if s.Level != Chained || s.Chained < 2 || s.Fresh.IsZero() ||
-							!strings.Contains(s.Why, "key manager") || !e.alarmed("key manager") {
+							!strings.Contains(s.Why, "key manager") || !e.alarmed("key manager") ||
+							len(s.Alarms) == 0 {
 							t.Errorf("end %d: %+v %v", e.id, s, e.events)
 						}
 					}
@@ -89,7 +90,7 @@ func TestFallBack(t *testing.T) {
 					w.run(45 * time.Second)
 					w.ok(t)
 					for _, e := range w.ends {
-						if s := e.m.State(); s.Level != QKD || s.Chained != 0 {
+						if s := e.m.State(); s.Level != QKD || s.Chained != 0 || len(s.Alarms) != 0 {
 							t.Errorf("end %d is not at QKD again: %+v", e.id, s)
 						}
 						if e.lost != 0 {

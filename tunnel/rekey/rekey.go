@@ -1,9 +1,16 @@
-// Package rekey agrees the epoch keys of a line: a handshake of four datagrams
-// that mixes X25519 and ML-KEM (X-Wing), a link secret and QKD keys named by
-// key_ID into keys that hold if any one of them holds, and the rekeying that
-// repeats it make-before-break.
+// Package rekey agrees the epoch keys of a line: a handshake of four messages
+// that mixes X25519 or P-384, ML-KEM, a link secret, the chain of earlier
+// epochs and QKD keys named by key_ID into keys that hold if any one of them
+// holds, and the rekeying that repeats it make-before-break.
 //
-// [Machine] is a pure state machine: it does no I/O and reads no clock.
+// [Machine] is a pure state machine: it does no I/O and reads no clock. Its
+// caller owns it in one goroutine and keeps in mind:
+//   - call Step at the start, at every input, and at Output.Wake;
+//   - obey an Output in the order of its fields;
+//   - give every KeyRequest exactly one KeyAnswer, an error too;
+//   - clear the secrets of an Epoch when it is retired, and the Machine's by
+//     Clear;
+//   - seal nothing before the first Output.Send and after an Output.Stop.
 package rekey
 
 import (

@@ -1,6 +1,10 @@
 package rekey
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+)
 
 // State is a snapshot for status pages. It holds no secret.
 type State struct {
@@ -21,6 +25,7 @@ type State struct {
 	Failure    string        // why our last handshake failed; "" = it did not
 	KeyManager string        // what we know of our key manager
 	PeerPolicy string        // as the peer proved it; "" = not yet
+	Alarms     []string      // that no good handshake has cleared, sorted
 }
 
 // Stats counts since the machine was made.
@@ -63,6 +68,7 @@ func (m *Machine) State() State {
 	if m.peerIntro.policy != 0 {
 		s.PeerPolicy = m.peerIntro.policy.String()
 	}
+	s.Alarms = slices.Sorted(maps.Keys(m.alarms))
 	return s
 }
 
