@@ -157,7 +157,7 @@ func (h *hub) welcome(ctx context.Context, raw net.Conn) {
 	defer cancel()
 	if err := c.HandshakeContext(hctx); err != nil {
 		_ = raw.Close()
-		h.log.Warn("peer is turned away", "addr", raw.RemoteAddr(), "err", err)
+		h.log.Warn("peer is turned away", "addr", raw.RemoteAddr().String(), "err", err)
 		return
 	}
 	id, err := kmeOf(c.ConnectionState().PeerCertificates[0])
@@ -198,7 +198,7 @@ func (h *hub) serve(ctx context.Context, raw net.Conn, id etsi014.KMEID) {
 	defer c.Close()
 	if !h.enter(c) {
 		h.log.Warn("second connection of a live peer is refused", "peer_kme", id,
-			"addr", raw.RemoteAddr(), "reason", "two KMEs with one KME ID, or a restart too quick")
+			"addr", raw.RemoteAddr().String(), "reason", "two KMEs with one KME ID, or a restart too quick")
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
