@@ -190,3 +190,27 @@ func start(t *testing.T, l language, args []string) result {
 	}
 	return result{cmd.ProcessState.ExitCode(), out.String(), stderr.String()}
 }
+
+// collect takes one key by the Go client.
+func (w *world) collect(t *testing.T, sae string, by etsi014.SAEID, keyID string) []byte {
+	t.Helper()
+	f := w.flags[sae]
+	live, err := identity.Open(identity.Config{Pairs: []identity.Pair{{Cert: f[1], Key: f[3]}}, CA: f[5]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := etsi014.NewClient(etsi014.ClientConfig{URLs: []string{w.url}, TLS: live.Client})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	id, err := etsi014.ParseKeyID(keyID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := c.KeysByID(t.Context(), etsi014.IDRequest{Initiator: by, IDs: []etsi014.KeyID{id}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Keys[0].Bits.Expose()
+}
