@@ -437,3 +437,25 @@ func BenchmarkSession(b *testing.B) {
 	b.ReportMetric(float64(l.bytes)/float64(n), "channel-B/op")
 	b.Logf("%s", fmt.Sprintf("%+v", s.Last))
 }
+
+// An alice who does not mind errors cannot talk bob into a key: he compares
+// the key basis himself.
+func TestBobHoldsTheLimitToo(t *testing.T) {
+	t.Parallel()
+	cfg := testConfig()
+	cfg.MaxQBER = short.err / 2
+	for _, careless := range []bool{false, true} {
+		l := newLink(t, cfg, short, 7)
+		if careless {
+			l.ends[Alice].cfg.MaxQBER = .11
+		}
+		l.run(1)
+		l.check()
+		if len(l.blocks[Alice])+len(l.blocks[Bob]) != 0 {
+			t.Errorf("careless %v: a key was made above bob's limit", careless)
+		}
+		if got := l.ends[Bob].Stats(); got.Aborted != 1 {
+			t.Errorf("careless %v: stats %+v", careless, got)
+		}
+	}
+}
