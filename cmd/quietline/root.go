@@ -30,8 +30,8 @@ const (
 // verbs makes the commands, in the order in which help shows them.
 var verbs = []func() *cobra.Command{
 	newKMECommand, newLineCommand, newSimCommand,
-	newDemoCommand, newClientCommand, newDoctorCommand, newCheckCommand, newStatusCommand,
-	newVersionCommand,
+	newDemoCommand, newClientCommand, newDoctorCommand, newProbeCommand, newCheckCommand,
+	newStatusCommand, newVersionCommand,
 }
 
 // run is the program; it returns the exit code.

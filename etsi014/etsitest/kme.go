@@ -35,6 +35,9 @@ var _ etsi014.KME = (*KME)(nil)
 // DefaultBits is the size of a key where the request names none.
 const DefaultBits = 256
 
+// maxKeys is how many keys one request may draw.
+const maxKeys = 128
+
 // MaxTargets is how many additional targets one request may name.
 const MaxTargets = 3
 
@@ -56,7 +59,7 @@ func (k *KME) Status(
 	defer k.mu.Unlock()
 	return etsi014.Status{
 		SourceKME: "kme-tokyo", TargetKME: "kme-kochi", Initiator: who.SAE, Target: peer,
-		KeySizeBits: DefaultBits, StoredKeys: k.Stock, MaxKeys: 100000, MaxKeysPerRequest: 128,
+		KeySizeBits: DefaultBits, StoredKeys: k.Stock, MaxKeys: 100000, MaxKeysPerRequest: maxKeys,
 		MaxKeySizeBits: 4096, MinKeySizeBits: 64, MaxTargets: MaxTargets,
 	}, nil
 }
@@ -74,6 +77,11 @@ func (k *KME) Keys(
 	if len(req.Targets)-1 > MaxTargets {
 		return etsi014.Container{}, &etsi014.Error{
 			Kind: etsi014.ErrRequest, Message: "additional_slave_SAE_IDs names too many SAEs",
+		}
+	}
+	if req.Number > maxKeys {
+		return etsi014.Container{}, &etsi014.Error{
+			Kind: etsi014.ErrRequest, Message: "number is above max_key_per_request",
 		}
 	}
 	bits := req.SizeBits
