@@ -130,12 +130,16 @@ type sink struct {
 	writes int
 }
 
-func (s *sink) Queues() []tunnel.Queue                   { return []tunnel.Queue{s} }
-func (s *sink) Caps() tunnel.Caps                        { return tunnel.Caps{MTU: 1424, UDP: true} }
-func (s *sink) SetMTU(int) error                         { return nil }
-func (s *sink) Close() error                             { return nil }
-func (s *sink) ReadBatch([]tunnel.Frame) (int, error)    { return 0, io.ErrUnexpectedEOF }
-func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) { s.writes++; return len(f), s.err }
+func (s *sink) Queues() []tunnel.Queue                { return []tunnel.Queue{s} }
+func (s *sink) Caps() tunnel.Caps                     { return tunnel.Caps{MTU: 1424, UDP: true} }
+func (s *sink) SetMTU(int) error                      { return nil }
+func (s *sink) Close() error                          { return nil }
+func (s *sink) ReadBatch([]tunnel.Frame) (int, error) { return 0, io.ErrUnexpectedEOF }
+
+func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) {
+	s.writes++
+	return len(f), s.err
+}
 
 // last keeps the burst written last, in place.
 type last struct{ burst Burst }

@@ -209,8 +209,8 @@ func TestHundredRekeys(t *testing.T) {
 			out, back := newSource(p.Tokyo, 1), newSource(p.Kochi, 2)
 			atKochi, atTokyo := p.Kochi.Receive(), p.Tokyo.Receive()
 			for p.Tokyo.Line.Stats().Handshakes.Epochs < first+100 {
-				out.send(t, 100, time.Millisecond)
-				back.send(t, 10, time.Millisecond)
+				out.send(t, 100, 2*time.Millisecond)
+				back.send(t, 10, 2*time.Millisecond)
 			}
 			time.Sleep(time.Second)
 			if n := out.check(t, atKochi.Packets()); n != 0 {
