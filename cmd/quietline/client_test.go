@@ -248,7 +248,8 @@ func TestClientRefusals(t *testing.T) {
 func TestClientWithoutVerb(t *testing.T) {
 	for _, args := range [][]string{{"client"}, {"client", "draw"}, {"doctor"}, {"doctor", "ssh"}} {
 		var out, stderr bytes.Buffer
-		if code := run(args, &out, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "hint: ") {
+		code := run(args, &out, &stderr)
+		if code != exitUsage || !strings.Contains(stderr.String(), "hint: ") {
 			t.Errorf("%v: exit %d, %q", args, code, stderr.String())
 		}
 	}

@@ -75,7 +75,7 @@ func newDoctorTLSCommand() *cobra.Command {
 	f.StringVar(&cert, "cert", "", "the application's certificate, PEM `file`")
 	f.StringVar(&key, "key", "", "its key, PEM `file` of mode 0600")
 	f.StringVar(&cfg.Files.CA, "ca", "", "the CA of the KME's certificate, PEM `file`")
-	f.StringVar(&cfg.ServerName, "name", "", "`name` that the KME's certificate must carry; default HOST")
+	f.StringVar(&cfg.ServerName, "name", "", "`name` that the KME must show; default HOST")
 	f.DurationVar(&cfg.Timeout, "timeout", 10*time.Second, "of the whole examination")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

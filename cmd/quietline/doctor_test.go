@@ -32,8 +32,8 @@ func TestDoctorAllIsWell(t *testing.T) {
 	if code != exitOK || stderr != "" || strings.Contains(out, "next: ") {
 		t.Errorf("exit %d: %s%s", code, out, stderr)
 	}
-	for _, want := range []string{"ok   files: ", "ok   connect: ", "ok   KME certificate: ", "ok   clock: "} {
-		if !strings.Contains(out, want) {
+	for _, want := range []string{"files", "connect", "KME certificate", "clock"} {
+		if !strings.Contains(out, "ok   "+want+": ") {
 			t.Errorf("%q lacks %q", out, want)
 		}
 	}
@@ -201,7 +201,8 @@ func TestDoctorWrongUse(t *testing.T) {
 		{"doctor", "tls", h.addr, "--cert", os.DevNull, "--key", os.DevNull},
 	} {
 		var out, stderr bytes.Buffer
-		if code := run(args, &out, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "hint: ") {
+		code := run(args, &out, &stderr)
+		if code != exitUsage || !strings.Contains(stderr.String(), "hint: ") {
 			t.Errorf("%v: exit %d, %q", args, code, stderr.String())
 		}
 	}

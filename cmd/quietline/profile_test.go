@@ -17,7 +17,9 @@ import (
 func fixed(n int) secret.Bytes { return secret.New(n) }
 
 // profile runs quietline client profile for tokyo's box.
-func (h *hall) profile(sae, name, out, peer string, args ...string) (code int, stdout, stderr string) {
+func (h *hall) profile(sae, name, out, peer string, args ...string) (
+	code int, stdout, stderr string,
+) {
 	line := slices.Concat([]string{"client", "profile", name}, h.files(sae),
 		[]string{"--url", h.url, "--peer", peer, "--out", out}, args)
 	var o, e bytes.Buffer
@@ -170,8 +172,9 @@ func TestProfileRefusals(t *testing.T) {
 		code int
 		want string
 	}{
-		{"no such box", func() (int, string, string) { return h.profile("tokyo", "pix", h.path("x"), "kochi") },
-			2, "there are arnika, fortigate, junos, strongswan"},
+		{"no such box", func() (int, string, string) {
+			return h.profile("tokyo", "pix", h.path("x"), "kochi")
+		}, 2, "there are arnika, fortigate, junos, strongswan"},
 		{"quote in a value", func() (int, string, string) {
 			return h.profile("tokyo", "fortigate", h.path("x"), "a\" end")
 		}, 2, "has a character with a meaning there"},
@@ -184,8 +187,9 @@ func TestProfileRefusals(t *testing.T) {
 		{"folder with a quote", func() (int, string, string) {
 			return h.profile("tokyo", "strongswan", h.path("x'y"), "kochi")
 		}, 2, "the folder's name"},
-		{"folder exists", func() (int, string, string) { return h.profile("tokyo", "arnika", h.dir, "kochi") },
-			1, "file exists"},
+		{"folder exists", func() (int, string, string) {
+			return h.profile("tokyo", "arnika", h.dir, "kochi")
+		}, 1, "file exists"},
 		{"no certificate", func() (int, string, string) {
 			return h.profile("nobody", "arnika", h.path("x"), "kochi")
 		}, 1, "nobody.crt"},

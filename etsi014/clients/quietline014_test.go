@@ -231,7 +231,8 @@ func TestBadAnswers(t *testing.T) {
 	each(t, func(t *testing.T, l language) {
 		w := newWorld(t)
 		ask := func(body string) result {
-			url, _ := w.script(t, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+			url, _ := w.script(t, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s",
+				len(body), body))
 			return w.run(t, l, tokyo, "enc", "--url", url, "--peer", kochi, "--size", "64", "--json")
 		}
 		for name, body := range map[string]string{
@@ -257,7 +258,8 @@ func TestBadAnswers(t *testing.T) {
 			}
 		}
 		// Escapes, blanks and extensions are allowed, also one named key.
-		odd := `{ "key_container_extension": {"key": "AAAA"}, "keys" : [ {"key" :` + "\n" + `"\/\/79\/Pv6+fg=", ` +
+		odd := `{ "key_container_extension": {"key": "AAAA"}, "keys" : [ {"key" :` + "\n" +
+			`"\/\/79\/Pv6+fg=", ` +
 			`"key_extension":{"x":"\"key\":\"y\""}, "key_ID":"` + strings.ToUpper(id) + `"} ] }`
 		ids, bits := keys(t, ask(odd))
 		want := []byte{0xff, 0xfe, 0xfd, 0xfc, 0xfb, 0xfa, 0xf9, 0xf8}
@@ -265,11 +267,13 @@ func TestBadAnswers(t *testing.T) {
 			t.Errorf("%v %s", ids, diff)
 		}
 		// What a proxy or another KME answers.
-		for answer, want := range map[string]string{
-			"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\n<p>":                                    "502: Bad Gateway",
-			"HTTP/1.1 503 x\r\nTransfer-Encoding: chunked\r\n\r\n10\r\n{\"message\":\"no\"}\r\n0\r\n\r\n": "503: no",
-			"HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n":                                      "401: Unauthorized",
-			"HTTP/1.1 302 Found\r\nLocation: " + w.url + "/api/v1/keys/x\r\nContent-Length: 0\r\n\r\n":    "302: Found",
+		for want, answer := range map[string]string{
+			"502: Bad Gateway":  "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 3\r\n\r\n<p>",
+			"401: Unauthorized": "HTTP/1.1 401 Unauthorized\r\nConnection: close\r\n\r\n",
+			"503: no": "HTTP/1.1 503 x\r\nTransfer-Encoding: chunked\r\n\r\n" +
+				"10\r\n{\"message\":\"no\"}\r\n0\r\n\r\n",
+			"302: Found": "HTTP/1.1 302 Found\r\nLocation: " + w.url +
+				"/api/v1/keys/x\r\nContent-Length: 0\r\n\r\n",
 		} {
 			url, _ := w.script(t, answer)
 			r := w.run(t, l, tokyo, "enc", "--url", url, "--peer", kochi)

@@ -124,7 +124,9 @@ func listen(t *testing.T) net.Listener {
 
 // serve answers each connection by handle until the test ends, and counts the
 // connections. A nil certificate serves without TLS.
-func serve(t *testing.T, cert *tls.Certificate, handle func(net.Conn)) (url string, n *atomic.Int64) {
+func serve(t *testing.T, cert *tls.Certificate, handle func(net.Conn)) (
+	url string, n *atomic.Int64,
+) {
 	t.Helper()
 	l, n := listen(t), new(atomic.Int64)
 	url = "https://" + l.Addr().String()
@@ -195,7 +197,9 @@ func start(t *testing.T, l language, args []string) result {
 func (w *world) collect(t *testing.T, sae string, by etsi014.SAEID, keyID string) []byte {
 	t.Helper()
 	f := w.flags[sae]
-	live, err := identity.Open(identity.Config{Pairs: []identity.Pair{{Cert: f[1], Key: f[3]}}, CA: f[5]})
+	live, err := identity.Open(identity.Config{
+		Pairs: []identity.Pair{{Cert: f[1], Key: f[3]}}, CA: f[5],
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

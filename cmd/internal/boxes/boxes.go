@@ -249,7 +249,8 @@ func bundle(dir string, pair *pki.Pair, roots []*x509.Certificate) error {
 	if err := pki.WritePEM(at("sae.crt"), at("sae.key"), pair); err != nil {
 		return err
 	}
-	if err := secret.WriteFileMode(at("kme-ca.crt"), pki.EncodeCertificates(roots), 0o644); err != nil {
+	ca := pki.EncodeCertificates(roots)
+	if err := secret.WriteFileMode(at("kme-ca.crt"), ca, 0o644); err != nil {
 		return err
 	}
 	// 130 bits, so that nobody guesses it off-line, whatever the format does.

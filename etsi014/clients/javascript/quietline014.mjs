@@ -332,7 +332,8 @@ function answerError(resp, call, body) {
     retryAfter: /^\d+$/.test(retry) ? Number(retry) : null });
 }
 
-const USAGE = `usage: quietline014.mjs status|enc|dec --url URL --cert FILE --key FILE --ca FILE --peer SAE
+const USAGE = `usage: quietline014.mjs status|enc|dec
+  --url URL --cert FILE --key FILE --ca FILE --peer SAE
   enc: --number N --size BITS --also SAE (repeatable)    dec: --id KEY_ID (repeatable)
   --url again for fail-over, --timeout SECONDS, --json
 Exit codes: 0 done, 1 not done, 2 not understood.`;
