@@ -95,12 +95,23 @@ func WriteSecrets(dir string, s *Secrets) error {
 		}
 	}
 	for name, b := range map[string]secret.Bytes{SeedFile: s.Seed, LinkFile: s.Link} {
-		text := encodeSecret(b)
-		err := secret.WriteFile(filepath.Join(dir, name), text.Expose())
-		text.Clear()
-		if err != nil {
-			return fmt.Errorf("write secrets: %w", err)
+		if err := WriteSecret(filepath.Join(dir, name), b); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// WriteSecret writes one secret of 32 bytes durably with mode 0600, over what
+// is there.
+func WriteSecret(path string, b secret.Bytes) error {
+	if b.Len() != secretSize {
+		return fmt.Errorf("write secret %s: %w: %d bytes, not %d", path, ErrFormat, b.Len(), secretSize)
+	}
+	text := encodeSecret(b)
+	defer text.Clear()
+	if err := secret.WriteFile(path, text.Expose()); err != nil {
+		return fmt.Errorf("write secret: %w", err)
 	}
 	return nil
 }

@@ -14,6 +14,8 @@ func TestRules(t *testing.T) {
 		takes   map[string]string
 		refuses []string
 	}{
+		{"fingerprint", map[string]string{"0a1b 2c3d 0a1b 2c3d 0a1b 2c3d 0a1b 2c3d": "0a1b 2c3d 0a1b 2c3d 0a1b 2c3d 0a1b 2c3d"},
+			[]string{"", "0a1b", "0A1B 2c3d 0a1b 2c3d 0a1b 2c3d 0a1b 2c3d", "0a1b2c3d0a1b2c3d0a1b2c3d0a1b2c3d"}},
 		{"name", map[string]string{"kme-tokyo": "kme-tokyo", "a": "a", "0.b_c": "0.b_c"},
 			[]string{"", ".", "..", "a b", "a/b", "-a", "東京", long, "a\n", "a:b"}},
 		{"sae", map[string]string{"line-tokyo": "line-tokyo", "東京 1": "東京 1", "a/b": "a/b"},

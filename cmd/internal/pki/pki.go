@@ -203,6 +203,9 @@ func (ca *CA) Issue(req Request) (*Issued, error) {
 // Certificate is the certificate that was issued.
 func (i *Issued) Certificate() *x509.Certificate { return i.cert }
 
+// Pair is the certificate with its key, as one file.
+func (i *Issued) Pair() *Pair { return &Pair{Chain: []*x509.Certificate{i.cert}, Key: i.key} }
+
 // Save writes the certificate (mode 0644) and its key (mode 0600), each
 // durably.
 func (i *Issued) Save(certPath, keyPath string) error {

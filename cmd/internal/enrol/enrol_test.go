@@ -1,0 +1,445 @@
+package enrol
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/cmd/internal/pki"
+	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel/bundle"
+)
+
+func plan(site string) Plan {
+	return Plan{Site: site, Address: netip.MustParseAddr("127.0.0.1"), Device: Simulated}
+}
+
+func newHome(t testing.TB, site string) *Home {
+	t.Helper()
+	h, err := Create(filepath.Join(t.TempDir(), site), plan(site))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+var terms = Terms{Site: "kochi", Life: DefaultLife, Policy: "qkd-strict"}
+
+func invite(t testing.TB, h *Home, terms Terms) *Invitation {
+	t.Helper()
+	inv, err := h.Invite(terms, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return inv
+}
+
+// open opens the door of an invitation at a port of the kernel's choice, and
+// the token for it.
+func open(t testing.TB, inv *Invitation) (net.Listener, *Token) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tok := *inv.token
+	tok.Address = netip.MustParseAddrPort(ln.Addr().String())
+	return ln, &tok
+}
+
+// log collects what an inviter tells.
+type log struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *log) tell(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b.WriteString(s + "\n")
+}
+
+func (l *log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// enrol joins b to a and returns what each side said.
+func enrol(t testing.TB, a, b *Home) (serve, join error, told string) {
+	t.Helper()
+	inv := invite(t, a, Terms{Site: b.plan.Site, Life: DefaultLife, Policy: "qkd-strict"})
+	ln, tok := open(t, inv)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	served := make(chan error, 1)
+	var l log
+	go func() { served <- inv.Serve(ctx, ln, l.tell) }()
+	j, err := b.Join(tok, tok.Groups())
+	if err == nil {
+		err = j.Run(ctx)
+	}
+	if err != nil {
+		stop()
+	}
+	return <-served, err, l.String()
+}
+
+// trusted checks that two sites fit together as their daemons see them.
+func trusted(t testing.TB, a, b *Home) {
+	t.Helper()
+	sa, err := config.Load(a.SiteFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb, err := config.Load(b.SiteFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*config.Site{sa, sb} {
+		if len(s.Peers) != 1 || len(s.Links) != 1 || len(s.Lines) != 1 || len(s.SAEs) != 2 {
+			t.Fatalf("site %s has %d peers, %d links, %d lines, %d SAEs", s.Site, len(s.Peers),
+				len(s.Links), len(s.Lines), len(s.SAEs))
+		}
+	}
+	la, lb := sa.Lines[0], sb.Lines[0]
+	if la.ID != lb.ID || sa.Links[0].ID != sb.Links[0].ID || la.Policy != lb.Policy {
+		t.Errorf("line %q and %q, link %q and %q", la.ID, lb.ID, sa.Links[0].ID, sb.Links[0].ID)
+	}
+	if la.Endpoints[0].Local != lb.Endpoints[0].Remote || la.Endpoints[0].Remote != lb.Endpoints[0].Local {
+		t.Errorf("endpoints %v and %v", la.Endpoints, lb.Endpoints)
+	}
+	if x, y := la.TUN.Addresses[0], lb.TUN.Addresses[0]; x == y || x.Masked() != y.Masked() {
+		t.Errorf("inner addresses %v and %v", x, y)
+	}
+	x, err := bundle.ReadSecret(la.LinkSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	y, err := bundle.ReadSecret(lb.LinkSecret)
+	if err != nil || !bytes.Equal(x.Expose(), y.Expose()) {
+		t.Errorf("link secrets differ, %v", err)
+	}
+	p, err := os.ReadFile(sa.Links[0].Simulator.AuthSeed)
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := os.ReadFile(sb.Links[0].Simulator.AuthSeed)
+	if err != nil || !bytes.Equal(p, q) || len(p) < 2<<10 {
+		t.Errorf("seeds of %d and %d bytes, %v", len(p), len(q), err)
+	}
+	if la.PeerFingerprint != b.Fingerprint() || lb.PeerFingerprint != a.Fingerprint() {
+		t.Error("the site files pin other keys")
+	}
+	for _, s := range []struct {
+		of *Home
+		by *config.Site
+	}{{a, sb}, {b, sa}} {
+		pair, err := pki.LoadPair(s.of.Path("pki", "kme-peer.pem"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots, err := pki.ReadCertificates(s.by.KME.PeerCA)
+		if err != nil {
+			t.Fatal(err)
+		}
+		use := pki.Use{URI: pki.KMEURI(kmeID(s.of.plan.Site)), Server: true, Client: true}
+		if err := pki.CheckChain(pair.Chain, roots, pair.Key.Public(), use, time.Now()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestEnrol(t *testing.T) {
+	a, b := newHome(t, "tokyo"), newHome(t, "kochi")
+	serve, join, told := enrol(t, a, b)
+	if serve != nil || join != nil {
+		t.Fatalf("%v, %v\n%s", serve, join, told)
+	}
+	trusted(t, a, b)
+	if !strings.Contains(told, b.Fingerprint()) {
+		t.Errorf("the inviter does not show who joined: %q", told)
+	}
+	// Nothing that the token could be used with is left.
+	left, err := filepath.Glob(a.Path("enrol", "invite-kochi", "*"))
+	if err != nil || len(left) != 1 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if inv := invite(t, a, terms); !inv.Done() {
+		t.Error("a repeated invite opens a new invitation by itself")
+	}
+	// A third site keeps what the first two have.
+	c := newHome(t, "osaka")
+	if serve, join, told := enrol(t, a, c); serve != nil || join != nil {
+		t.Fatalf("%v, %v\n%s", serve, join, told)
+	}
+	s, err := config.Load(a.SiteFile())
+	if err != nil || len(s.Lines) != 2 || s.Lines[0].TUN.Name == s.Lines[1].TUN.Name ||
+		s.Lines[0].Endpoints[0].Local == s.Lines[1].Endpoints[0].Local {
+		t.Errorf("%+v, %v", s.Lines, err)
+	}
+	text, err := os.ReadFile(a.SiteFile())
+	if err != nil || !strings.Contains(string(text), "# The door for applications") {
+		t.Errorf("the comments are gone: %v", err)
+	}
+	// Enrolled anew: new secrets, and one entry each.
+	if inv := invite(t, a, Terms{Site: "kochi", Life: DefaultLife, Policy: "qkd-strict", Again: true}); inv.Done() {
+		t.Error("--again finds the old one")
+	}
+	if serve, join, told := enrol(t, a, b); serve != nil || join != nil {
+		t.Fatalf("%v, %v\n%s", serve, join, told)
+	}
+}
+
+func TestEnrolByFiles(t *testing.T) {
+	a, b := newHome(t, "tokyo"), newHome(t, "kochi")
+	off := terms
+	off.Offline = true
+	inv := invite(t, a, off)
+	stick := t.TempDir()
+	there, back := filepath.Join(stick, "invitation"), filepath.Join(stick, "reply")
+	for range 2 { // each command may be repeated
+		if err := inv.WriteFile(there); err != nil {
+			t.Fatal(err)
+		}
+		inv = invite(t, a, off)
+	}
+	text, err := os.ReadFile(there)
+	if err != nil || bytes.Contains(text, []byte("tokyo")) {
+		t.Errorf("the stick can be read without the token: %v", err)
+	}
+	for range 2 {
+		j, err := b.Join(inv.token, inv.token.Groups())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := j.RunFiles(there, back, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	print, err := inv.ReadReply(back, time.Now())
+	if err != nil || print != b.Fingerprint() {
+		t.Fatalf("%q, %v", print, err)
+	}
+	trusted(t, a, b)
+}
+
+// TestRefusals: each says what was compared with what and what to do, at the
+// side where a person sees it.
+func TestRefusals(t *testing.T) {
+	for name, tc := range map[string]struct {
+		run  func(a, b *Home) error
+		want error
+		says []string
+	}{
+		"token used twice": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			return twice(t, inv, b, newHome(t, "kochi"))
+		}, ErrUsed, []string{"the site with fingerprint", "quietline pki revoke --site kochi"}},
+		"token expired": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			_, err := inv.accept(nil, time.Now().Add(time.Hour))
+			return err
+		}, ErrExpired, []string{"it ended", "this clock says", "quietline pki invite kochi"}},
+		"expired file": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			j, err := b.Join(inv.token, inv.token.Groups())
+			if err != nil {
+				return err
+			}
+			return j.RunFiles("none", "none", time.Now().Add(time.Hour))
+		}, ErrExpired, []string{"quietline pki invite kochi"}},
+		"wrong link secret": {func(a, b *Home) error { // another token's: bundle and card do not fit
+			inv, other := invite(t, a, terms), *invite(t, a, terms).token
+			other.Secret[0] ^= 1
+			file := filepath.Join(t.TempDir(), "f")
+			if err := inv.WriteFile(file); err != nil {
+				return err
+			}
+			j, err := b.Join(&other, other.Groups())
+			if err != nil {
+				return err
+			}
+			return j.RunFiles(file, file+"r", time.Now())
+		}, ErrSecret, []string{"the file and the token of one invitation"}},
+		"wrong secret on line": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			return online(t, inv, b, func(tok *Token) { tok.Secret[0] ^= 1 })
+		}, ErrRefused, []string{"ask for a new one"}},
+		"wrong pin": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			return online(t, inv, b, func(tok *Token) { tok.Pin[0] ^= 1 })
+		}, ErrFingerprint, []string{"issuer", "the token pins", "ask for a new token"}},
+		"wrong fingerprint heard": {func(a, b *Home) error {
+			_, err := b.Join(invite(t, a, terms).token, "0000 1111")
+			return err
+		}, ErrFingerprint, []string{"you were told", "do not join"}},
+		"site made anew": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			return online(t, inv, b, func(tok *Token) { tok.Fingerprint[0] ^= 1 })
+		}, ErrFingerprint, []string{"answers with", a0, "somebody stands between"}},
+		"wrong name": {func(a, b *Home) error {
+			other := terms
+			other.Site = "osaka"
+			tok := invite(t, a, other).token
+			_, err := b.Join(tok, tok.Groups())
+			return err
+		}, ErrName, []string{`the token is for "osaka", this site is "kochi"`}},
+		"itself": {func(a, b *Home) error {
+			_, err := a.Invite(Terms{Site: "tokyo", Life: DefaultLife}, time.Now())
+			return err
+		}, ErrName, []string{"this site's own"}},
+		"swapped key": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			tok := inv.token
+			j, err := b.Join(tok, tok.Groups())
+			if err != nil {
+				return err
+			}
+			_, card, err := j.card()
+			if err != nil {
+				return err
+			}
+			card.Signer = a.sign.Public()
+			_, err = inv.accept(card, time.Now())
+			return err
+		}, bundle.ErrSignature, []string{"signer"}},
+		"real and simulated": {func(a, b *Home) error {
+			inv := invite(t, a, terms)
+			b.plan.Device = "unix:///dev/qkd"
+			return online(t, inv, b, func(*Token) {})
+		}, ErrRefused, []string{"simulated device", "quietline init"}},
+	} {
+		a, b := newHome(t, "tokyo"), newHome(t, "kochi")
+		err := tc.run(a, b)
+		if !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v, want %v", name, err, tc.want)
+			continue
+		}
+		for _, s := range tc.says {
+			if !strings.Contains(err.Error(), s) {
+				t.Errorf("%s: %v\nlacks %q", name, err, s)
+			}
+		}
+	}
+}
+
+const a0 = "the token says"
+
+// online joins with a token that was changed.
+func online(t *testing.T, inv *Invitation, b *Home, bend func(*Token)) error {
+	ln, tok := open(t, inv)
+	bend(tok)
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- inv.Serve(ctx, ln, func(string) {}) }()
+	defer func() { stop(); <-served }()
+	j, err := b.Join(tok, tok.Groups())
+	if err != nil {
+		return err
+	}
+	return j.Run(ctx)
+}
+
+// twice lets two sites of one name use a token.
+func twice(t *testing.T, inv *Invitation, first, second *Home) error {
+	for i, h := range []*Home{first, second} {
+		j, err := h.Join(inv.token, inv.token.Groups())
+		if err != nil {
+			return err
+		}
+		_, card, err := j.card()
+		if err != nil {
+			return err
+		}
+		for range 2 { // the first may ask again
+			if _, err = inv.accept(card, time.Now()); err != nil && i == 0 {
+				return fmt.Errorf("the first site: %v", err)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestClock(t *testing.T) {
+	g := &guests{inv: invite(t, newHome(t, "tokyo"), terms), tell: func(string) {}}
+	for _, hours := range []time.Duration{-3, 3} {
+		_, err := g.admit(&joinBody{Clock: time.Now().Add(hours * time.Hour).Unix()})
+		if !errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "set the wrong one") {
+			t.Errorf("%d hours: %v", hours, err)
+		}
+	}
+}
+
+func TestCreate(t *testing.T) {
+	h := newHome(t, "tokyo")
+	s, err := config.Load(h.SiteFile())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !s.Lab || s.KME.Listen != "127.0.0.1:8443" {
+		t.Errorf("lab %v, door %s", s.Lab, s.KME.Listen)
+	}
+	if _, err := Create(h.dir, plan("tokyo")); !errors.Is(err, ErrExists) {
+		t.Errorf("a second time: %v", err)
+	}
+	real, err := Create(filepath.Join(t.TempDir(), "x"), Plan{"x", netip.MustParseAddr("2001:db8::1"), "unix:///dev/qkd"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, err := config.Load(real.SiteFile()); err != nil || s.Lab {
+		t.Errorf("a site with a device accepts simulated links: %v", err)
+	}
+	for _, p := range []Plan{{}, plan("a b"), {"a", netip.Addr{}, Simulated}, {"a", netip.IPv4Unspecified(), Simulated},
+		{"a", netip.MustParseAddr("192.0.2.1"), "ftp://x"}} {
+		if _, err := Create(t.TempDir(), p); err == nil {
+			t.Errorf("plan %v is taken", p)
+		}
+	}
+	err = filepath.Walk(h.dir, func(path string, info os.FileInfo, err error) error {
+		public := strings.HasSuffix(path, ".crt") || strings.HasSuffix(path, ".crl")
+		if err == nil && !public && info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// TestOpenRefuses: what a person could spoil in the folder.
+func TestOpenRefuses(t *testing.T) {
+	for name, tc := range map[string]struct {
+		spoil func(*Home) error
+		want  error
+	}{
+		"no site":      {func(h *Home) error { return os.Remove(h.SiteFile()) }, ErrNoSite},
+		"exposed seed": {func(h *Home) error { return os.Chmod(h.seedFile(), 0o644) }, secret.ErrExposed},
+		"exposed root": {func(h *Home) error { return os.Chmod(h.Path("pki", "peer-ca.key"), 0o644) }, secret.ErrExposed},
+		"swapped root": {func(h *Home) error {
+			return os.Rename(h.Path("pki", "admin-ca.key"), h.Path("pki", "sae-ca.key"))
+		}, pki.ErrKeyPair},
+	} {
+		h := newHome(t, "tokyo")
+		if err := tc.spoil(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenHome(h.SiteFile()); !errors.Is(err, tc.want) {
+			t.Errorf("%s: %v, want %v", name, err, tc.want)
+		}
+	}
+}

@@ -1,0 +1,249 @@
+package enrol
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/cmd/internal/pki"
+	"github.com/quietline/quietline/kms/keyring"
+	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel/bundle"
+)
+
+// Simulated is the Device of a site without a QKD device.
+const Simulated = "simulated"
+
+// Plan is what a person decides about a site.
+type Plan struct {
+	Site    string     `json:"site"`    // letters, digits, - and _, at most 40
+	Address netip.Addr `json:"address"` // as other sites reach this one
+	// Device is the socket of the QKD device, unix:///path, or [Simulated].
+	Device string `json:"device"`
+}
+
+// Check tells the first fault of a plan.
+func (p *Plan) Check() error {
+	switch {
+	case !siteForm.MatchString(p.Site):
+		return fmt.Errorf("site %q: %w: expected letters, digits, - and _, at most 40", p.Site, ErrName)
+	case !p.Address.IsValid() || p.Address.IsUnspecified() || p.Address.IsMulticast():
+		return fmt.Errorf("address %q is none that another site could reach", p.Address)
+	case p.Device != Simulated && !strings.HasPrefix(p.Device, "unix:///"):
+		return fmt.Errorf("device %q is neither %q nor unix:///path", p.Device, Simulated)
+	}
+	return nil
+}
+
+// Ports of a site.
+const (
+	doorPort  = 8443 // ETSI GS QKD 014, loopback
+	peerPort  = 8444 // KME to KME
+	joinPort  = 8447 // enrolment, only while an invitation is open
+	linePort  = 4500 // first line; the next has the next number
+	lightPort = 8500 // first simulated link; two ports each, the next has the next two
+)
+
+func kmeID(site string) string   { return "kme-" + site }
+func lineSAE(site string) string { return "line-" + site }
+
+// Home is the folder of one site. One process at a time changes it.
+type Home struct {
+	dir  string
+	plan Plan
+	auth *pki.Authority
+	sign *bundle.Signer
+}
+
+// Path is a file in the site's folder.
+func (h *Home) Path(parts ...string) string {
+	return filepath.Join(append([]string{h.dir}, parts...)...)
+}
+
+// SiteFile is the site's YAML file.
+func (h *Home) SiteFile() string { return h.Path("site.yaml") }
+
+// Plan is what was decided about the site.
+func (h *Home) Plan() Plan { return h.plan }
+
+// Authority is the site's CA.
+func (h *Home) Authority() *pki.Authority { return h.auth }
+
+// Fingerprint is that of the site's enrolment key.
+func (h *Home) Fingerprint() string { return bundle.FingerprintOf(h.sign.Public()) }
+
+// Names of pairs in the authority's folder.
+const (
+	doorPair = "kme-door"
+	peerPair = "kme-peer"
+	linePair = "line"
+)
+
+// Create makes a site in a folder: authority, certificates, secrets, and last
+// the site file, so that a site file means a whole site. A folder that holds
+// one is [ErrExists]; one in which Create was interrupted is completed.
+func Create(dir string, plan Plan) (*Home, error) {
+	if err := plan.Check(); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	h := &Home{dir: dir, plan: plan}
+	if _, err := os.Lstat(h.SiteFile()); err == nil {
+		return nil, fmt.Errorf("make site: %w: %s", ErrExists, h.SiteFile())
+	}
+	for _, d := range []string{"", "secrets", "enrol", "lines", "pki/peers"} {
+		if err := os.MkdirAll(h.Path(d), 0o700); err != nil {
+			return nil, fmt.Errorf("make site: %w", err)
+		}
+	}
+	if err := h.keepPlan(); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	if err := h.make(); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	text := h.siteText()
+	if _, err := config.Parse(h.SiteFile(), text); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	if err := secret.WriteFile(h.SiteFile(), text); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
+	return h, nil
+}
+
+// keepPlan writes the plan, or finds the same one.
+func (h *Home) keepPlan() error {
+	text, err := json.Marshal(h.plan)
+	if err != nil {
+		return err
+	}
+	path := h.Path("enrol", "site.json")
+	old, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return secret.WriteFile(path, text)
+	case err != nil:
+		return err
+	case !bytes.Equal(old, text):
+		return fmt.Errorf("%w: %s was begun with %s, now it is %s; repeat the first one, or remove "+
+			"the folder", ErrExists, h.dir, old, text)
+	}
+	return nil
+}
+
+// make makes all but the site file; what is there stays.
+func (h *Home) make() (err error) {
+	if h.auth, err = pki.Init(h.Path("pki"), h.plan.Site); err != nil {
+		return err
+	}
+	kme, sae := kmeID(h.plan.Site), lineSAE(h.plan.Site)
+	for _, c := range []struct {
+		name string
+		root pki.Root
+		req  pki.Request
+	}{
+		{doorPair, pki.SAERoot, pki.Request{CommonName: doorPair, Server: true,
+			DNS: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}},
+		{peerPair, pki.PeerRoot, pki.Request{CommonName: kme, KME: kme, Server: true, Client: true}},
+		{linePair, pki.SAERoot, pki.Request{CommonName: sae, SAE: sae, Client: true}},
+	} {
+		c.req.Life = pki.LeafLife
+		if _, err := h.auth.Make(c.root, c.name, c.req); err != nil && !errors.Is(err, pki.ErrExists) {
+			return err
+		}
+	}
+	if err := keyring.NewRootKey(h.Path("secrets", "root.key")); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	if _, err := os.Lstat(h.seedFile()); errors.Is(err, fs.ErrNotExist) {
+		seed := bundle.NewSignerSeed()
+		defer seed.Clear()
+		if err := secret.WriteFile(h.seedFile(), seed.Expose()); err != nil {
+			return err
+		}
+	}
+	if err := h.writePeers(); err != nil {
+		return err
+	}
+	return h.openSigner()
+}
+
+func (h *Home) seedFile() string { return h.Path("secrets", "site.seed") }
+
+func (h *Home) openSigner() error {
+	seed, err := secret.ReadFile(h.seedFile(), bundle.SignerSeedSize)
+	if err != nil {
+		return err
+	}
+	defer seed.Clear()
+	h.sign, err = bundle.NewSigner(seed)
+	return err
+}
+
+// writePeers writes the roots of all key managers that this one trusts: its
+// own and one file per enrolled site.
+func (h *Home) writePeers() error {
+	files, err := filepath.Glob(h.Path("pki", "peers", "*.crt"))
+	if err != nil {
+		return err
+	}
+	slices.Sort(files)
+	list, err := pki.ReadCertificates(h.auth.RootFile(pki.PeerRoot))
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		more, err := pki.ReadCertificates(f)
+		if err != nil {
+			return err
+		}
+		list = append(list, more...)
+	}
+	return secret.WriteFileMode(h.Path("pki", "peers.crt"), pki.EncodeCertificates(list), 0o644)
+}
+
+// OpenHome opens the site whose file is siteFile.
+func OpenHome(siteFile string) (*Home, error) {
+	h := &Home{dir: filepath.Dir(siteFile)}
+	text, err := os.ReadFile(h.Path("enrol", "site.json"))
+	if err == nil {
+		_, err = os.Stat(siteFile)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("open site %s: %w", siteFile, ErrNoSite)
+	} else if err != nil {
+		return nil, fmt.Errorf("open site: %w", err)
+	}
+	if err := strict(text, &h.plan); err != nil {
+		return nil, fmt.Errorf("open site: read %s: %w", h.Path("enrol", "site.json"), err)
+	}
+	if h.auth, err = pki.Open(h.Path("pki")); err != nil {
+		return nil, fmt.Errorf("open site: %w", err)
+	}
+	if err := h.openSigner(); err != nil {
+		return nil, fmt.Errorf("open site: %w", err)
+	}
+	return h, nil
+}
+
+// strict decodes one JSON value with known fields and nothing behind it.
+func strict(text []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one value")
+	}
+	return nil
+}

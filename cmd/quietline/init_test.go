@@ -1,0 +1,5 @@
+package main
+
+import "testing"
+
+func TestInit(t *testing.T) { script(t, "init") }
