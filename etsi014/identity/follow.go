@@ -61,7 +61,7 @@ func (l *Live) Follow(ctx context.Context, every time.Duration, log *slog.Logger
 
 // files names all that a configuration reads.
 func (cfg Config) files() []string {
-	list := append([]string{cfg.CA}, cfg.CRLs...)
+	list := slices.Concat([]string{cfg.CA}, cfg.CRLs, cfg.DenyFiles)
 	for _, p := range cfg.Pairs {
 		list = append(list, p.Cert, p.Key)
 	}
@@ -94,5 +94,6 @@ func same(a, b map[string]fs.FileInfo) bool {
 func (cfg Config) clone() Config {
 	cfg.Pairs, cfg.Rules = slices.Clone(cfg.Pairs), slices.Clone(cfg.Rules)
 	cfg.CRLs, cfg.Deny = slices.Clone(cfg.CRLs), slices.Clone(cfg.Deny)
+	cfg.DenyFiles = slices.Clone(cfg.DenyFiles)
 	return cfg
 }

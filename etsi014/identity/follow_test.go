@@ -57,6 +57,8 @@ func TestFollow(t *testing.T) {
 	etsitest.WriteFiles(t, s.dir, "kme", first)
 	s.cfg.CRLs = []string{s.dir + "/list.crl"}
 	etsitest.WriteFile(t, s.cfg.CRLs[0], s.ca.Revoke(t, until))
+	s.cfg.DenyFiles = []string{s.dir + "/denied"}
+	etsitest.WriteFile(t, s.cfg.DenyFiles[0], nil)
 
 	synctest.Test(t, func(t *testing.T) {
 		var log syncBuffer
@@ -95,6 +97,11 @@ func TestFollow(t *testing.T) {
 		if live.Stats().Revoked != 1 {
 			t.Errorf("the new CRL is not loaded: %s", log.String())
 		}
+		etsitest.WriteFile(t, s.cfg.DenyFiles[0], []byte(pinOf(s.sae)))
+		looks(2)
+		if live.Stats().Denied != 1 {
+			t.Errorf("the new deny list is not loaded: %s", log.String())
+		}
 		if err := os.Remove(s.cfg.CA); err != nil {
 			t.Fatal(err)
 		}
@@ -104,7 +111,7 @@ func TestFollow(t *testing.T) {
 		}
 		// A Reload with other files makes those the ones that are watched.
 		other := s.cfg
-		other.CA, other.CRLs = s.dir+"/ca2.crt", nil
+		other.CA, other.CRLs, other.DenyFiles = s.dir+"/ca2.crt", nil, nil
 		etsitest.WriteFile(t, other.CA, s.ca.PEM())
 		if err := live.Reload(other); err != nil {
 			t.Fatal(err)

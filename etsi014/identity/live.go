@@ -26,8 +26,11 @@ type Config struct {
 	// stays in force until the next load, which then fails; see Stats.
 	CRLs []string
 	// Deny lists certificates that are refused whatever else is true, by
-	// SHA-256 as in ByPin.
-	Deny []string
+	// SHA-256 as in ByPin. DenyFiles are text files of the same, one a line; a
+	// line that begins with # is a remark. A file that is empty denies nobody,
+	// one that is missing is a fault.
+	Deny      []string
+	DenyFiles []string
 }
 
 // Pair is a PEM file with a certificate and its intermediates, leaf first, and
@@ -252,7 +255,7 @@ func load(cfg Config) (*state, error) {
 		s.roots.AddCert(c)
 	}
 	// Without authorities every CRL would seem unsigned: one fault is enough.
-	if s.gone, err = loadRevocations(cfg.CRLs, cfg.Deny, authorities, time.Now()); err != nil &&
+	if s.gone, err = loadRevocations(s.cfg, authorities, time.Now()); err != nil &&
 		len(authorities) > 0 {
 		faults = append(faults, err)
 	}

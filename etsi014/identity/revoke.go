@@ -55,22 +55,22 @@ func (r *revocations) clean(chains [][]*x509.Certificate) ([]*x509.Certificate, 
 	return nil, fmt.Errorf("%w: a CRL names it: %s", ErrRevoked, describe(found))
 }
 
-// loadRevocations reads CRL files and the deny list. A CRL counts if an
+// loadRevocations reads CRL files and the deny lists. A CRL counts if an
 // authority of the CA file signed it and its time has not run out: an old list
 // may miss the very certificate that was stolen.
 func loadRevocations(
-	files, deny []string, authorities []*x509.Certificate, now time.Time,
+	cfg Config, authorities []*x509.Certificate, now time.Time,
 ) (*revocations, error) {
 	r := &revocations{
 		marks: make(map[mark]bool), denied: make(map[[sha256.Size]byte]bool),
 	}
 	var faults []error
-	for _, path := range files {
+	for _, path := range cfg.CRLs {
 		if err := r.loadFile(path, authorities, now); err != nil {
 			faults = append(faults, fmt.Errorf("load CRL %s: %w", path, err))
 		}
 	}
-	for i, s := range deny {
+	for i, s := range cfg.Deny {
 		pin, err := parsePin(s)
 		if err != nil {
 			faults = append(faults, fmt.Errorf("deny list, entry %d: %w", i+1, err))
@@ -78,7 +78,33 @@ func loadRevocations(
 		}
 		r.denied[pin] = true
 	}
+	for _, path := range cfg.DenyFiles {
+		if err := r.denyFile(path); err != nil {
+			faults = append(faults, fmt.Errorf("load deny list %s: %w", path, err))
+		}
+	}
 	return r, errors.Join(faults...)
+}
+
+// denyFile reads a text file of pins.
+func (r *revocations) denyFile(path string) error {
+	data, err := readPublic(path)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for line := range strings.Lines(string(data)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		pin, err := parsePin(line)
+		if err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+		r.denied[pin] = true
+	}
+	return nil
 }
 
 // loadFile reads one file of CRLs, PEM or a single one in DER.

@@ -69,6 +69,15 @@ func TestRevocation(t *testing.T) {
 			c.Deny = []string{strings.ToUpper(pinOf(s.sae))}
 		}, s.sae, true},
 		{"other denied", func(c *identity.Config) { c.Deny = []string{pinOf(viaSub)} }, s.sae, false},
+		{"denied by a file", func(c *identity.Config) {
+			c.DenyFiles = []string{crl("denied", []byte("# stolen\n\n "+pinOf(s.sae)+"\r\n"))}
+		}, s.sae, true},
+		{"denied by a file's last line", func(c *identity.Config) {
+			c.DenyFiles = []string{crl("last", []byte(pinOf(viaSub)+"\n"+pinOf(s.sae)))}
+		}, s.sae, true},
+		{"remark", func(c *identity.Config) {
+			c.DenyFiles = []string{crl("remark", []byte("#"+pinOf(s.sae)+"\n"))}
+		}, s.sae, false},
 	} {
 		live := open(t, s.cfg)
 		door, _, err, saeErr := shake(t, live.Server(), s.client(tc.cert))
@@ -153,9 +162,17 @@ func TestRevocationFaults(t *testing.T) {
 	}
 	next := s.cfg
 	next.CRLs, next.Deny = []string{s.dir + "/none"}, []string{"abc"}
+	next.DenyFiles = []string{s.dir + "/gone", s.dir + "/denied"}
+	etsitest.WriteFile(t, next.DenyFiles[1], []byte("# one\n"+pinOf(s.sae)+"\nabc\n"))
 	err := open(t, s.cfg).Reload(next)
-	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "deny list, entry 1") {
+	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
+	}
+	for _, want := range []string{"deny list, entry 1: ", "load CRL " + next.CRLs[0],
+		"load deny list " + next.DenyFiles[0], "load deny list " + next.DenyFiles[1] + ": line 3: "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v lacks %q", err, want)
+		}
 	}
 }
 

@@ -1,0 +1,127 @@
+package etsi014
+
+import (
+	"container/list"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"sync"
+)
+
+// Bounds limit the connections of one listener. A zero field means the
+// default.
+type Bounds struct {
+	// Held is how many connections may be open; 16,384. When they are, a new
+	// one takes the place of the one that has been idle longest, which costs
+	// its client a handshake; if none is idle, the new one is closed.
+	Held int
+	// Newcomers is how many of them may be without their first request yet:
+	// in the handshake, or silent; 512, a hundred thousand handshakes a second
+	// at 5 ms each. When they are, the oldest of them is closed, so that a
+	// flood of handshakes that do not end cannot lock out those that do.
+	Newcomers int
+}
+
+func (b Bounds) withDefaults() Bounds {
+	if b.Held <= 0 {
+		b.Held = 16 << 10
+	}
+	if b.Newcomers <= 0 {
+		b.Newcomers = 512
+	}
+	return b
+}
+
+// Bound makes a server of NewServer keep to bounds. It is called before s
+// serves; a ConnState hook that s has keeps working.
+func Bound(s *http.Server, bounds Bounds) {
+	b := &bound{Bounds: bounds.withDefaults(), at: make(map[net.Conn]place)}
+	before := s.ConnState
+	s.ConnState = func(c net.Conn, state http.ConnState) {
+		if before != nil {
+			before(c, state)
+		}
+		if victim := b.step(c, state); victim != nil {
+			end(victim)
+		}
+	}
+}
+
+// bound sorts the connections of a server by what they are about.
+type bound struct {
+	Bounds
+	mu   sync.Mutex // guards what follows
+	at   map[net.Conn]place
+	newb list.List // before the first request, oldest first
+	idle list.List // between two requests, longest first
+}
+
+// place is where a connection stands; a busy one is in no list.
+type place struct {
+	in *list.List
+	e  *list.Element
+}
+
+// step notes a change of state and returns the connection to close, if any.
+func (b *bound) step(c net.Conn, state http.ConnState) net.Conn {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch state {
+	case http.StateNew:
+		return b.enter(c)
+	case http.StateActive:
+		b.move(c, nil)
+	case http.StateIdle:
+		b.move(c, &b.idle)
+	case http.StateClosed, http.StateHijacked:
+		b.drop(c)
+	}
+	return nil
+}
+
+func (b *bound) enter(c net.Conn) (victim net.Conn) {
+	full := len(b.at) >= b.Held
+	switch {
+	case b.newb.Len() >= b.Newcomers:
+		victim = b.newb.Front().Value.(net.Conn)
+	case full && b.idle.Len() > 0:
+		victim = b.idle.Front().Value.(net.Conn)
+	case full:
+		return c
+	}
+	if victim != nil {
+		b.drop(victim) // here and now: its StateClosed may be long in coming
+	}
+	b.at[c] = place{&b.newb, b.newb.PushBack(c)}
+	return victim
+}
+
+// move puts a known connection into another list; nil is none.
+func (b *bound) move(c net.Conn, to *list.List) {
+	p, known := b.at[c]
+	if !known { // closed by enter meanwhile
+		return
+	}
+	if p.in != nil {
+		p.in.Remove(p.e)
+	}
+	p = place{in: to}
+	if to != nil {
+		p.e = to.PushBack(c)
+	}
+	b.at[c] = p
+}
+
+func (b *bound) drop(c net.Conn) {
+	b.move(c, nil)
+	delete(b.at, c)
+}
+
+// end closes below TLS: a close-notify could wait for a peer that does not
+// read.
+func end(c net.Conn) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
+	_ = c.Close()
+}
