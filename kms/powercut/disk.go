@@ -29,7 +29,8 @@ func New(t testing.TB, size int64, flush time.Duration) *Disk {
 
 // Dir is the root folder of the disk's file system. The path stays the same
 // over cuts; files opened before a cut stay on the dead disk, where a sync
-// fails.
+// fails. It leads through the link /proc/<pid>/root: a program that resolves
+// links itself, as SQLite does, ends up elsewhere.
 func (d *Disk) Dir() string { return d.s.path("mnt") }
 
 // Cut takes the power away at this moment, with that fraction (0 to 1) of the

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -177,7 +178,11 @@ func measure(t *testing.T, o opener, dir string, keys int) []float64 {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	out = append(out, float64(size(t, dir))/float64(keys))
+	bytes := size(t, dir)
+	if bytes == 0 {
+		t.Fatalf("%s: its files are not in %s", o.name, dir)
+	}
+	out = append(out, float64(bytes)/float64(keys))
 	start = time.Now()
 	if c, err = o.open(dir); err != nil {
 		t.Fatalf("%s: open: %v", o.name, err)
@@ -220,6 +225,9 @@ func rate(t *testing.T, g *group, callers, n int) float64 {
 }
 
 func median(v []float64) float64 {
+	if len(v) == 0 {
+		return math.NaN()
+	}
 	slices.Sort(v)
 	return v[len(v)/2]
 }
@@ -234,16 +242,19 @@ func TestTable(t *testing.T) {
 	flush, err := time.ParseDuration(os.Getenv("QUIETLINE_FLUSH"))
 	modelled := err == nil
 	all := make([][][]float64, len(contenders)) // contender, figure, round
+	for i := range all {
+		all[i] = make([][]float64, len(figures))
+	}
 	for round := range rounds {
 		for i := range contenders {
 			i = (i + round) % len(contenders)
 			t.Run(fmt.Sprint(round, i), func(t *testing.T) {
 				dir := t.TempDir()
+				if modelled && contenders[i].name == "SQLite" {
+					t.Skip("SQLite resolves links itself and misses the disk's folder")
+				}
 				if modelled {
 					dir = powercut.New(t, 1<<30, flush).Dir()
-				}
-				if all[i] == nil {
-					all[i] = make([][]float64, len(figures))
 				}
 				for k, v := range measure(t, contenders[i], dir, keys) {
 					all[i][k] = append(all[i][k], v)
