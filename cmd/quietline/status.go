@@ -168,6 +168,18 @@ func (p *printer) daemon(d daemonAnswer) {
 		p.line("sim  %s: %s%s", d.ID, state(s.Sim.Up, "up", s.Sim.Reason), mark)
 		p.sim(s.Sim)
 	}
+	for _, c := range d.Status.Certificates {
+		p.certificate(c)
+	}
+}
+
+func (p *printer) certificate(c control.Certificate) {
+	if c.Left == nil {
+		p.line("     CERTIFICATE %s: %s", c.File, c.Fault)
+		return
+	}
+	p.line("     certificate %s until %s, renewed from %s on%s", c.Subject,
+		c.NotAfter.Local().Format(time.DateOnly), c.Due.Local().Format(time.DateOnly), because(c.Fault))
 }
 
 func (p *printer) kme(k *control.KME) {

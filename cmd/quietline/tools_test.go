@@ -128,7 +128,11 @@ func controlDaemon() {
 
 func statusOf(kind string, epoch uint64) control.Status {
 	ratio, bps, age, stock := 0.0153, 12345.0, 13.2, 42
-	s := control.Status{Daemon: kind, Simulated: true, Started: time.Unix(1e9, 0)}
+	left := 86400.0
+	s := control.Status{Daemon: kind, Simulated: true, Started: time.Unix(1e9, 0),
+		Certificates: []control.Certificate{{File: "line.pem", Subject: "line-tokyo", Left: &left,
+			NotAfter: time.Unix(2e9, 0), Due: time.Unix(1.9e9, 0), Fault: "no route to the authority"},
+			{File: "kme.pem", Fault: "readable by others"}}}
 	switch kind {
 	case "kme":
 		s.ID = "kme-tokyo"

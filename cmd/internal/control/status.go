@@ -19,10 +19,26 @@ type Status struct {
 	// Simulated is true when any key of this daemon comes from a simulated
 	// link: it protects nothing.
 	Simulated bool `json:"simulated"`
+	// Certificates are those that the daemon shows.
+	Certificates []Certificate `json:"certificates,omitempty"`
 
 	KME  *KME  `json:"kme,omitempty"`
 	Line *Line `json:"line,omitempty"`
 	Sim  *Sim  `json:"sim,omitempty"`
+}
+
+// Certificate is one that a daemon shows, and renews by itself.
+type Certificate struct {
+	File string `json:"file"`
+	// Subject is its common name.
+	Subject string `json:"subject"`
+	// NotAfter is its end, Due when it will be renewed; Left is the time to
+	// NotAfter, seconds, negative when it is past; null when it cannot be read.
+	NotAfter time.Time `json:"not_after"`
+	Due      time.Time `json:"due"`
+	Left     *float64  `json:"left_seconds"`
+	// Fault is why the last renewal failed, or what is wrong with the clock.
+	Fault string `json:"fault,omitempty"`
 }
 
 // KME is the part of a key manager.

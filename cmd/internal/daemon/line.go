@@ -12,6 +12,7 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
+	"github.com/quietline/quietline/cmd/internal/renew"
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/etsi014/identity"
 	"github.com/quietline/quietline/tunnel"
@@ -31,8 +32,12 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 	}
 	var e lineEnd // set before the control door answers
 	parts, closeDoors, err := env.doors(cfg.ID, cfg.Control, cfg.Metrics, control.Door{
-		Status: func() control.Status { return e.status(cfg) },
-		Rekey:  func() error { e.line.Rekey(); return nil },
+		Status: func() control.Status {
+			s := e.status(cfg)
+			s.Certificates = certificateStatus(e.keeper)
+			return s
+		},
+		Rekey: func() error { e.line.Rekey(); return nil },
 	})
 	if err != nil {
 		return err
@@ -44,7 +49,7 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 		return err
 	}
 	env.Log.Info("line begins", "addr", cfg.Endpoints[0].Remote.String())
-	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log))...)
+	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log), keep(e.keeper))...)
 }
 
 // lineEnd is a line with its key source.
@@ -52,6 +57,8 @@ type lineEnd struct {
 	line  *line.Line
 	keys  *keySource // nil under pqc-only without keys
 	stock atomic.Pointer[tunnel.Stock]
+	// keeper renews the certificate of keys; nil without one.
+	keeper *renew.Keeper
 	// simulated stays true once the key manager has said so: keys drawn then
 	// may still be in use.
 	simulated atomic.Bool
@@ -73,6 +80,7 @@ func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error
 		}
 		stack.add(keys.client.Close)
 		e.keys, lc.Keys = &keys, keys
+		e.keeper = lineKeeper(cfg.Keys, keys.live, log)
 	}
 	mtu := cfg.TUN.MTU
 	if mtu == 0 {

@@ -35,6 +35,9 @@ func family(kind prometheus.ValueType, name, help string, labels []string) *metr
 var (
 	buildInfo = gauge("build_info", "Always 1; labels tell what runs.", "daemon", "id", "version")
 	simulated = gauge("simulated", "1 if keys come from a simulated link and protect nothing.")
+	certLeft  = gauge("pki_certificate_left_seconds",
+		"Time until the certificate ends; negative when it is past.", "file")
+	certFault = gauge("pki_certificate_fault", "1 if the certificate could not be renewed.", "file")
 )
 
 // Of the key manager.
@@ -110,6 +113,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e := emitter{ch}
 	e.put(buildInfo, 1, s.Daemon, s.ID, s.Version)
 	e.put(simulated, truth(s.Simulated))
+	for _, c := range s.Certificates {
+		e.known(certLeft, c.Left, c.File)
+		e.put(certFault, truth(c.Fault != ""), c.File)
+	}
 	switch {
 	case s.KME != nil:
 		e.kme(s.KME)

@@ -21,7 +21,8 @@ func p[T any](v T) *T { return &v }
 
 // daemons has a status of each daemon with every value set.
 var daemons = []control.Status{
-	{Daemon: "kme", ID: "kme-tokyo", Version: "v1", Simulated: true, KME: &control.KME{
+	{Daemon: "kme", ID: "kme-tokyo", Version: "v1", Simulated: true, Certificates: []control.Certificate{
+		{File: "pki/kme-door.pem", Left: p(86400.0), Fault: "no route"}}, KME: &control.KME{
 		Serving: true, KeysDrawn: 3, KeysFetched: 2, Refused: 1, Alarms: []string{"disk is old"},
 		Calls: []control.Calls{{Call: "enc_keys", Code: 200, Count: 4, Seconds: 0.5}},
 		Peers: []control.Peer{{KME: "kme-kochi", Up: true, RTT: p(0.02)}},
@@ -56,6 +57,8 @@ func TestValues(t *testing.T) {
 		{
 			`quietline_build_info{daemon="kme",id="kme-tokyo",version="v1"} 1`,
 			`quietline_simulated 1`,
+			`quietline_pki_certificate_left_seconds{file="pki/kme-door.pem"} 86400`,
+			`quietline_pki_certificate_fault{file="pki/kme-door.pem"} 1`,
 			`quietline_kms_serving 1`,
 			`quietline_kms_peer_up{peer_kme="kme-kochi"} 1`,
 			`quietline_kms_peer_rtt_seconds{peer_kme="kme-kochi"} 0.02`,
@@ -135,7 +138,7 @@ func TestLint(t *testing.T) {
 				continue
 			}
 			room := strings.SplitN(m[1], "_", 3)[1]
-			if !strings.Contains(" build simulated kms etsi014 tunnel simulator ", " "+room+" ") {
+			if !strings.Contains(" build simulated pki kms etsi014 tunnel simulator ", " "+room+" ") {
 				t.Errorf("%s names no room", m[1])
 			}
 			if strings.Contains(m[1], "bits") || strings.Contains(m[1], "percent") {

@@ -1,0 +1,341 @@
+package renew
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/quietline/quietline/cmd/internal/pki"
+	"github.com/quietline/quietline/secret"
+)
+
+const day = 24 * time.Hour
+
+func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
+
+func authority(t testing.TB, dir string) *pki.Authority {
+	t.Helper()
+	a, err := pki.Init(filepath.Join(dir, "pki"), "tokyo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, req := range map[string]pki.Request{
+		"door": {CommonName: "door", Server: true, DNS: []string{"kme"}},
+		"line": {CommonName: "line-tokyo", SAE: "line-tokyo", Client: true},
+	} {
+		req.Life = pki.LeafLife
+		if _, err := a.Make(pki.SAERoot, name, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a
+}
+
+// pipes is a listener without sockets, so that a test may own the clock.
+type pipes struct {
+	conns chan net.Conn
+	ended chan struct{}
+	away  atomic.Bool
+}
+
+func (p *pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-p.conns:
+		return c, nil
+	case <-p.ended:
+		return nil, net.ErrClosed
+	}
+}
+func (p *pipes) Close() error   { close(p.ended); return nil }
+func (p *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe"} }
+
+func (p *pipes) dial(context.Context, string, string) (net.Conn, error) {
+	if p.away.Load() {
+		return nil, errors.New("no route to host")
+	}
+	here, there := net.Pipe()
+	p.conns <- there
+	return here, nil
+}
+
+// overPipes is a [Client] that dials the pipes.
+type overPipes struct {
+	p *pipes
+	a *pki.Authority
+}
+
+func (c overPipes) Renew(ctx context.Context, path string, old *pki.Pair) (*pki.Pair, error) {
+	roots := x509.NewCertPool()
+	roots.AddCert(c.a.Root(pki.SAERoot).Certificate())
+	shown, err := tls.LoadX509KeyPair(path, path)
+	if err != nil {
+		return nil, err
+	}
+	transport := &http.Transport{DialContext: c.p.dial, DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{shown}, ServerName: "kme"}}
+	key, text, err := request(old)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := post(ctx, &http.Client{Transport: transport}, "https://kme", text)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := pki.ParseCertificates(answer)
+	return &pki.Pair{Chain: chain, Key: key}, err
+}
+
+// door serves renewals over the pipes with the pair that lies there now.
+func door(a *pki.Authority, p *pipes) *http.Server {
+	roots := x509.NewCertPool()
+	roots.AddCert(a.Root(pki.SAERoot).Certificate())
+	s := &http.Server{Handler: &Handler{Authority: a, Allow: func(*tls.ConnectionState) error { return nil }},
+		ErrorLog: quiet(), TLSConfig: &tls.Config{ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+				c, err := tls.LoadX509KeyPair(a.PairFile("door"), a.PairFile("door"))
+				return &c, err
+			}}}
+	go func() { _ = s.ServeTLS(p, "", "") }()
+	return s
+}
+
+// TestTwoYears lets a line renew over mutual TLS for two simulated years while
+// the key manager is away for three weeks in every twelve, and its door's own
+// certificate is renewed beside it. At every hour the line's certificate is
+// valid and so is the door's.
+func TestTwoYears(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		a := authority(t, dir)
+		p := &pipes{conns: make(chan net.Conn), ended: make(chan struct{})}
+		server := door(a, p)
+		ctx, stop := context.WithCancel(t.Context())
+		line := NewKeeper([]string{a.PairFile("line")}, overPipes{p, a}, nil)
+		own := NewKeeper([]string{a.PairFile("door")}, Local{a}, nil)
+		ended := make(chan struct{}, 2)
+		for _, k := range []*Keeper{line, own} {
+			go func() { k.Run(ctx); ended <- struct{}{} }()
+		}
+		begun, seen, faults := time.Now(), map[string]bool{}, 0
+		for at := time.Duration(0); at < 2*365*day; at += day {
+			p.away.Store(at/(7*day)%12 >= 9)
+			time.Sleep(time.Until(begun.Add(at)))
+			for _, name := range []string{"line", "door"} {
+				pair, err := pki.LoadPair(a.PairFile(name))
+				if err != nil {
+					t.Fatal(err)
+				}
+				leaf := pair.Chain[0]
+				if now := time.Now(); now.Before(leaf.NotBefore) || now.After(leaf.NotAfter) {
+					t.Fatalf("%s on day %d: %s", name, at/day, pki.Describe(leaf))
+				}
+				seen[name+leaf.SerialNumber.String()] = true
+			}
+			if line.Certificates()[0].Fault != "" {
+				faults++
+			}
+		}
+		stop()
+		<-ended
+		<-ended
+		_ = server.Close()
+		if len(seen) < 20 || len(seen) > 26 {
+			t.Errorf("%d certificates in two years of 90-day ones, want 10 to 13 of each kind", len(seen))
+		}
+		if faults == 0 {
+			t.Error("no renewal was due while the key manager was away: the test shows nothing")
+		}
+	})
+}
+
+// TestFaultKeepsTheOldPair: whatever goes wrong, the file stays as it was and
+// the reason is told.
+func TestFaultKeepsTheOldPair(t *testing.T) {
+	for name, tc := range map[string]struct {
+		issuer Issuer
+		says   string
+	}{
+		"away":        {issuerFunc(func(*pki.Authority) (*pki.Pair, error) { return nil, errors.New("no route") }), "no route"},
+		"other names": {issuerFunc(func(a *pki.Authority) (*pki.Pair, error) { return a.Renew("door") }), "asked for subject"},
+	} {
+		dir := t.TempDir()
+		synctest.Test(t, func(t *testing.T) {
+			a := authority(t, dir)
+			before, err := os.ReadFile(a.PairFile("line"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := tc.issuer.(*stub)
+			f.a = a
+			k := NewKeeper([]string{a.PairFile("line"), a.PairFile("line")}, f, nil)
+			ctx, stop := context.WithCancel(t.Context())
+			go k.Run(ctx)
+			time.Sleep(80 * day)
+			synctest.Wait()
+			stop()
+			list := k.Certificates()
+			if len(list) != 1 || !strings.Contains(list[0].Fault, tc.says) {
+				t.Errorf("%s: %+v", name, list)
+			}
+			after, err := os.ReadFile(a.PairFile("line"))
+			if err != nil || string(after) != string(before) {
+				t.Errorf("%s: the pair was changed: %v", name, err)
+			}
+		})
+	}
+}
+
+type stub struct {
+	a *pki.Authority
+	f func(*pki.Authority) (*pki.Pair, error)
+}
+
+func issuerFunc(f func(*pki.Authority) (*pki.Pair, error)) *stub { return &stub{f: f} }
+
+func (s *stub) Renew(context.Context, string, *pki.Pair) (*pki.Pair, error) { return s.f(s.a) }
+
+func TestClock(t *testing.T) {
+	begun := time.Now()
+	c := clock{begun}
+	if err := c.check(begun.Add(1000 * day)); err != nil {
+		t.Errorf("three years of service: %v", err)
+	}
+	for _, tc := range []struct {
+		wall, passed time.Duration
+		wrong        bool
+	}{{0, 0, false}, {59 * time.Minute, 0, false}, {3 * time.Hour, 0, true}, {-3 * time.Hour, 0, true},
+		{90 * day, 90 * day, false}, {90*day + 2*time.Hour, 90 * day, true}, {-20 * 365 * day, day, true}} {
+		err := moved(begun, begun.Add(tc.wall), tc.passed)
+		if errors.Is(err, ErrClock) != tc.wrong {
+			t.Errorf("wall %v, passed %v: %v", tc.wall, tc.passed, err)
+		}
+	}
+	k := &Keeper{state: map[string]Certificate{}}
+	a := authority(t, t.TempDir())
+	if got := k.look(a.PairFile("line")); got.Fault != "" || got.NotAfter.IsZero() {
+		t.Errorf("%+v", got)
+	}
+	if got := k.look("none"); !strings.Contains(got.Fault, "no such file") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestClockBehind: a certificate of tomorrow is not replaced, the clock is told.
+func TestClockBehind(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "x.pem")
+	var pair *pki.Pair
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(500 * day)
+		a := authority(t, filepath.Join(dir, "later"))
+		var err error
+		if pair, err = pki.LoadPair(a.PairFile("line")); err == nil {
+			err = pair.Save(path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		k := NewKeeper([]string{path}, issuerFunc(nil), nil)
+		if wait := k.tend(t.Context(), path); wait != lookEvery {
+			t.Errorf("looks again in %v", wait)
+		}
+		if got := k.Certificates()[0].Fault; !strings.Contains(got, "clock is wrong") || !strings.Contains(got, "set the clock") {
+			t.Errorf("fault %q", got)
+		}
+	})
+}
+
+// TestDoor holds client and handler over real sockets, and what is refused.
+func TestDoor(t *testing.T) {
+	a := authority(t, t.TempDir())
+	roots := x509.NewCertPool()
+	roots.AddCert(a.Root(pki.SAERoot).Certificate())
+	allow := error(nil)
+	s := httptest.NewUnstartedServer(&Handler{Authority: a, Allow: func(*tls.ConnectionState) error { return allow }})
+	pair, err := tls.LoadX509KeyPair(a.PairFile("door"), a.PairFile("door"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.TLS = &tls.Config{ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert, Certificates: []tls.Certificate{pair}}
+	s.Config.ErrorLog = quiet()
+	s.StartTLS()
+	defer s.Close()
+	path := a.PairFile("line")
+	c := Client{URL: s.URL, TLS: func() *tls.Config {
+		shown, err := tls.LoadX509KeyPair(path, path)
+		if err != nil {
+			t.Error(err)
+		}
+		return &tls.Config{RootCAs: roots, ServerName: "kme", Certificates: []tls.Certificate{shown}}
+	}}
+	old, err := pki.LoadPair(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := c.Renew(t.Context(), path, old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sameNames(old.Chain[0], next.Chain[0]); err != nil {
+		t.Error(err)
+	}
+	allow = errors.New("gone since this morning")
+	if _, err := c.Renew(t.Context(), path, old); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "gone since") {
+		t.Errorf("forbidden: %v", err)
+	}
+	allow = nil
+	if _, err := a.Revoke("line-tokyo"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Renew(t.Context(), path, old); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "revoked") {
+		t.Errorf("revoked: %v", err)
+	}
+	for _, body := range []string{"", "nonsense", strings.Repeat("x", maxBody+1)} {
+		client := &http.Client{Transport: &http.Transport{TLSClientConfig: c.TLS(), DisableKeepAlives: true}}
+		if _, err := post(t.Context(), client, s.URL, []byte(body)); !errors.Is(err, ErrRefused) {
+			t.Errorf("body %.10q: %v", body, err)
+		}
+	}
+}
+
+// TestKilled: a temporary file that a kill left does no harm, and an exposed
+// pair is not used.
+func TestKilled(t *testing.T) {
+	a := authority(t, t.TempDir())
+	path := a.PairFile("line")
+	if err := os.WriteFile(filepath.Join(a.Dir(), ".line.pem.123"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	k := NewKeeper([]string{path}, Local{a}, nil)
+	if err := k.renew(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.renew(t.Context(), path); !errors.Is(err, secret.ErrExposed) {
+		t.Errorf("an exposed pair: %v", err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.renew(t.Context(), path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no pair: %v", err)
+	}
+}
