@@ -20,6 +20,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"net"
 	"os"
@@ -339,6 +340,12 @@ func (n *Node) Stats() kms.Stats {
 		}
 	}
 	return st
+}
+
+// Audit yields the records of the audit log after the given number, checking
+// the chain; see audit.Verify and audit.Lines. The KME goes on meanwhile.
+func (n *Node) Audit(ctx context.Context, from uint64) iter.Seq2[kms.Record, error] {
+	return n.store.Scan(ctx, from)
 }
 
 // Close lets go of listener, drivers and store, after Run has returned.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/kms/audit"
 )
 
 // TestKeysArriveAtBothEnds draws at each site and fetches at the other.
@@ -57,6 +58,49 @@ func TestKeysArriveAtBothEnds(t *testing.T) {
 		if _, err := c.to.KME().KeysByID(t.Context(), etsi014.Caller{SAE: c.target},
 			req); !errors.Is(err, etsi014.ErrUnknownKey) {
 			t.Fatalf("second fetch: %v, want ErrUnknownKey", err)
+		}
+	}
+}
+
+// TestAuditTellsOfEveryDelivery: who got what stands in the log of each site.
+func TestAuditTellsOfEveryDelivery(t *testing.T) {
+	a, b := newPair(t, 4096)
+	startPair(t, a, b)
+	a.driver.allow(5)
+	b.driver.allow(5)
+	a.stored(t, "sae-a", "sae-b", 100)
+	got, err := a.KME().Keys(t.Context(), etsi014.Caller{SAE: "sae-a"},
+		etsi014.KeyRequest{Targets: []etsi014.SAEID{"sae-b"}, Number: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := etsi014.IDRequest{Initiator: "sae-a"}
+	for _, k := range got.Keys {
+		req.IDs = append(req.IDs, k.ID)
+	}
+	if _, err := b.KME().KeysByID(t.Context(), etsi014.Caller{SAE: "sae-b"}, req); err != nil {
+		t.Fatal(err)
+	}
+	for s, f := range map[*site]audit.Filter{
+		a: {SAE: "sae-a", Action: "deliver to initiator"},
+		b: {SAE: "sae-b", Action: "deliver to target"},
+	} {
+		slots := 0
+		for rec, err := range s.Audit(t.Context(), 0) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, l := range audit.Lines(rec) {
+				if f.Match(l) {
+					slots += l.Slots
+				}
+			}
+		}
+		if slots != 7 {
+			t.Errorf("%s: the log tells of %d keys to %s, want 7", s.cfg.KME, slots, f.SAE)
+		}
+		if at, err := audit.Verify(s.Audit(t.Context(), 0)); err != nil || at.Length < 5 {
+			t.Errorf("%s: Verify: %d records, %v", s.cfg.KME, at.Length, err)
 		}
 	}
 }

@@ -417,7 +417,7 @@ func (o *owner) put(ctx context.Context, in peer.Input) {
 }
 
 // call hands an input to the machine and waits for its answer. When ctx ends a
-// Draw is canceled; if its keys were claimed before, they are lost.
+// waiting Draw is canceled; if its keys were claimed before, they are lost.
 func (o *owner) call(ctx context.Context, ticket uint64, in peer.Input) (reply, error) {
 	c := make(chan reply, 1)
 	select {
@@ -430,19 +430,12 @@ func (o *owner) call(ctx context.Context, ticket uint64, in peer.Input) (reply, 
 	select {
 	case r := <-c:
 		return r, nil
-	case <-o.done:
 	case <-ctx.Done():
 		if _, ok := in.(peer.Draw); ok {
 			o.put(context.WithoutCancel(ctx), peer.Cancel{Ticket: ticket})
 		}
-		select {
-		case r := <-c:
-			if r.err == nil {
-				return reply{}, ctx.Err()
-			}
-			return r, nil
-		case <-o.done:
-		}
+		return reply{}, ctx.Err()
+	case <-o.done:
 	}
 	select {
 	case r := <-c: // released just before the end

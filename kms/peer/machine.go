@@ -50,8 +50,8 @@ type Config struct {
 	// ConfirmWithin is how long a block that the peer says it has not may
 	// still come there; 0 = 30 s.
 	ConfirmWithin time.Duration
-	// MaxSegments bounds the live segments of a link, whoever owns them; 0 = no
-	// bound. Blocks beyond it are answered kms.ErrFull.
+	// MaxSegments bounds the unopened segments of a link, whoever owns them; 0 =
+	// no bound. Blocks beyond it are answered kms.ErrFull.
 	MaxSegments int
 	// KeySizeBits is the size for which grants are kept ready; 0 = 256.
 	KeySizeBits int
@@ -142,6 +142,8 @@ type (
 	}
 	// Noted asks for an audit record of something outside the protocol.
 	Noted struct{ Change kms.Change }
+	// Spoiled says that a segment's stored bytes do not open: it is void.
+	Spoiled struct{ Segment kms.SegmentID }
 	// Turn asks for what must be sealed anew in the next epoch (rule 11). It
 	// must share its commit with no other input.
 	Turn struct{ Epoch uint64 }
@@ -161,6 +163,7 @@ func (Durable) input()      {}
 func (Looked) input()       {}
 func (Noted) input()        {}
 func (Turn) input()         {}
+func (Spoiled) input()      {}
 func (Tick) input()         {}
 
 // ErrCanceled answers a canceled Draw.
@@ -336,6 +339,8 @@ func (m *Machine) Step(now time.Duration, in Input) Output {
 		m.looked(in)
 	case Noted:
 		m.change(in.Change)
+	case Spoiled:
+		m.spoiled(in.Segment)
 	case Turn:
 		m.turn(in.Epoch)
 	case Tick:

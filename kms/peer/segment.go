@@ -112,6 +112,10 @@ func compareAge(a, b *segment) int {
 
 func (m *Machine) owns(s *segment) bool { return s.Owner == m.cfg.KME }
 
+// unopened is how many segments the link has in stock. Those in use do not
+// count: they may wait long for a target, and new stock must not wait with them.
+func (l *link) unopened() int { return len(l.segments) - len(l.open) - len(l.served) }
+
 // ingested takes a block over: rule 2.
 func (m *Machine) ingested(in Ingested) {
 	id := in.Segment.ID
@@ -123,7 +127,7 @@ func (m *Machine) ingested(in Ingested) {
 	case l.gone(id):
 		m.ingestedAgain(l, in)
 		return
-	case m.cfg.MaxSegments > 0 && len(l.segments) >= m.cfg.MaxSegments:
+	case m.cfg.MaxSegments > 0 && l.unopened() >= m.cfg.MaxSegments:
 		m.answer(Answer{Ticket: in.Ticket, Err: kms.ErrFull})
 		return
 	}
@@ -142,17 +146,13 @@ func (m *Machine) ingested(in Ingested) {
 }
 
 // ingestedAgain compares a block number seen before. The tag depends on every
-// bit of the block; a block that is no longer live cannot be compared and is
-// acknowledged, so that the device forgets it.
+// bit of the block. Whatever comes second is dropped: the first is what the
+// peer compared, or will.
 func (m *Machine) ingestedAgain(l *link, in Ingested) {
 	s := l.find(in.Segment.ID)
 	if s != nil && (s.Sent != in.Segment.Sent || s.Expected != in.Segment.Expected) {
 		m.event(Event{Alarm: true, Text: "device repeated a block number with other bits",
 			Link: l.ID, Segment: s.ID})
-		if s.State.May(kms.StateVoid) {
-			m.void(s, "device repeated its number with other bits")
-			m.refuse(l.remote, kOffer, s.ID, 0, differs)
-		}
 	}
 	m.answer(Answer{Ticket: in.Ticket, Err: kms.ErrSeen})
 }
@@ -404,6 +404,19 @@ func (m *Machine) abandon(l *link, why string) {
 		case kms.StateClosed:
 			m.finish(s)
 		}
+	}
+}
+
+// spoiled gives up a segment whose bytes cannot be read.
+func (m *Machine) spoiled(id kms.SegmentID) {
+	l := m.links[id.Link]
+	if l == nil {
+		return
+	}
+	if s := l.find(id); s != nil && s.State.May(kms.StateVoid) {
+		m.event(Event{Alarm: true, Text: "segment cannot be read", Link: l.ID, Segment: id})
+		m.void(s, "its bytes cannot be read")
+		m.refuse(l.remote, kOffer, id, 0, differs)
 	}
 }
 

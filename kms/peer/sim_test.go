@@ -47,6 +47,7 @@ type drawnKey struct {
 	site      int
 	at        time.Duration
 	lives     [2]int // of the sites, when it was drawn
+	session   kms.Session
 	fetched   map[etsi014.SAEID]bool
 }
 
@@ -117,14 +118,15 @@ type world struct {
 	lives     map[string]bool
 	delivered int
 	taken     int
-	quietGot  [2]int
+	calm      time.Duration // when faults stopped
+	quietGot  [2]int        // keys drawn when things should have settled
 	trace     []string
 }
 
 const (
 	simSlots     = 8
 	simRetention = 20 * time.Second
-	simCap       = 12 // live segments
+	simCap       = 6 // unopened segments
 	simLink      = kms.LinkID("l")
 )
 
@@ -198,15 +200,19 @@ func (w *world) step() {
 		} else {
 			w.join()
 		}
-	case x < 96:
-		if w.chance(50) {
+	case x == 95:
+		if w.chance(30) {
 			s.crash("at rest")
 		} else {
 			s.turn()
 		}
-	case x < 97:
+	case x == 96:
 		s.cancelOne()
-	case x < 98:
+	case x == 97:
+		if s.alive {
+			s.spoil()
+		}
+	case x == 98:
 		if s.alive && len(s.old) < 3 {
 			s.old = append(s.old, s.disk.clone())
 		}
@@ -350,8 +356,12 @@ func (s *simSite) ingest() {
 	}
 	w := s.w
 	number := s.inbox[0]
-	if w.faults && number > 3 && w.chance(3) {
-		number -= uint64(1 + w.rng.IntN(3)) // a device that repeats itself
+	bits := w.bits(s.n, number)
+	if w.faults && number > 3 && w.chance(3) { // a device that repeats itself
+		number -= uint64(1 + w.rng.IntN(3))
+		if bits = w.bits(s.n, number); w.chance(30) {
+			bits[Reserved+9] ^= 1 // and not the same
+		}
 	}
 	for _, n := range s.read {
 		if n == number {
@@ -359,7 +369,7 @@ func (s *simSite) ingest() {
 		}
 	}
 	id := kms.SegmentID{Link: simLink, Generation: 1, Number: number}
-	seg, _, err := Cut(id, s.id, w.sites[1-s.n].id, Weights{}, false, w.bits(s.n, number))
+	seg, _, err := Cut(id, s.id, w.sites[1-s.n].id, Weights{}, false, bits)
 	if err != nil {
 		w.fail("cut: %v", err)
 	}
@@ -367,6 +377,16 @@ func (s *simSite) ingest() {
 	s.read[w.ticket] = number
 	s.feed(Ingested{Ticket: w.ticket, Segment: seg, Sealed: kms.Sealed{
 		Key: kms.Wrapped{Epoch: s.epoch, Bytes: s.newKey()}, Slots: zeroSlots}})
+}
+
+// spoil makes an unopened segment unreadable on one disk.
+func (s *simSite) spoil() {
+	for _, seg := range s.m.links[simLink].sorted() {
+		if seg.State == kms.StateConfirmed && s.w.chance(30) {
+			s.feed(Spoiled{seg.ID})
+			return
+		}
+	}
 }
 
 func (s *simSite) newKey() []byte {
@@ -594,7 +614,11 @@ func (s *simSite) feed(inputs ...Input) {
 		}
 		var all Output
 		for _, in := range inputs {
+			stale, heard := s.stale(in)
 			out := s.m.Step(w.now, in)
+			if stale && s.m.ordered[0].heard != heard {
+				w.fail("rule 14: %s acts on %s of another session", s.id, describe(in))
+			}
 			for i := range out.Changes {
 				if c := &out.Changes[i]; c.Op == kms.OpLink {
 					c.IDKey = kms.Wrapped{Epoch: s.epoch, Bytes: out.IDKeys[c.Segment.Link]}
@@ -652,6 +676,18 @@ func (s *simSite) feed(inputs ...Input) {
 	}
 }
 
+// stale tells whether a message is of another session than the one that stands:
+// it must not even count as a sign of life.
+func (s *simSite) stale(in Input) (bool, time.Duration) {
+	r, ok := in.(Received)
+	if !ok {
+		return false, 0
+	}
+	at := s.m.ordered[0]
+	msg, err := decode(r.Data)
+	return err == nil && msg.kind != kHello && msg.session != at.session, at.heard
+}
+
 func describe(in Input) string {
 	if r, ok := in.(Received); ok {
 		msg, err := decode(r.Data)
@@ -705,7 +741,7 @@ func (s *simSite) drawn(d Draw, a Answer) {
 	}
 	for _, k := range a.Keys {
 		w.delivered++
-		if !w.faults {
+		if !w.faults && w.now > w.calm+20*time.Second {
 			w.quietGot[s.n]++
 		}
 		if k.SizeBits != d.SizeBits || k.Slots != kms.KeySlots(d.SizeBits, SlotBytes) {
@@ -727,6 +763,7 @@ func (s *simSite) drawn(d Draw, a Answer) {
 		}
 		rec := &drawnKey{ref: k, initiator: d.Initiator, targets: d.Targets, site: s.n, at: w.now,
 			lives:   [2]int{w.sites[0].life, w.sites[1].life},
+			session: s.m.ordered[0].session,
 			fetched: map[etsi014.SAEID]bool{}}
 		w.byID[k.ID] = rec
 		if !slices.ContainsFunc(d.Targets, func(t etsi014.SAEID) bool { return w.siteOf(t) == s.n }) {
@@ -830,6 +867,7 @@ func (s *simSite) fetchRefused(f Fetch, err error) {
 		rec := w.byID[id]
 		if rec != nil && !rec.fetched[f.Target] && slices.Contains(rec.targets, f.Target) &&
 			rec.initiator == f.Initiator && w.now < rec.at+simRetention &&
+			rec.session == s.m.ordered[0].session &&
 			rec.lives == [2]int{w.sites[0].life, w.sites[1].life} {
 			good++
 			if _, ok := s.m.index[id]; !ok {
@@ -881,8 +919,8 @@ func (s *simSite) check() {
 func (w *world) quiet() {
 	w.faults = false
 	w.log("quiet")
-	began := w.now
-	next := w.now
+	w.calm = w.now
+	began, next := w.now, w.now
 	for w.now < began+50*time.Second {
 		for _, s := range w.sites {
 			if !s.alive && w.now >= s.ready {
@@ -894,14 +932,14 @@ func (w *world) quiet() {
 		}
 		if w.now >= next {
 			next = w.now + time.Second
-			if w.now < began+24*time.Second {
+			if w.now < began+28*time.Second {
 				w.makeBlock()
 			}
 			for _, s := range w.sites {
 				for n := len(s.inbox); n > 0 && w.now < began+30*time.Second; n-- {
 					s.ingest()
 				}
-				if w.now > began+8*time.Second && w.now < began+28*time.Second && w.drawsHere(s.n) {
+				if w.now > began+8*time.Second && w.now < began+30*time.Second && w.drawsHere(s.n) {
 					s.drawKeys()
 				}
 				s.fetchKeys()
