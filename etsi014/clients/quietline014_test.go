@@ -300,7 +300,7 @@ func TestTimeout(t *testing.T) {
 			"no answer": "", "half an answer": "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{",
 		} {
 			r := w.run(t, l, tokyo, "enc", "--url", silent(first), "--url", w.url, "--peer", kochi,
-				"--timeout", "0.5")
+				"--timeout", "2")
 			if r.code != 1 || !strings.Contains(r.stderr, "no answer in ") {
 				t.Errorf("%s: exit %d, %q", name, r.code, r.stderr)
 			}

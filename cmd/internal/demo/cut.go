@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -75,16 +76,19 @@ func (d *demo) fibre(ctx context.Context, up bool) error {
 // drain draws keys at both sites until the context ends. Each key manager
 // owns half of the stock, so one site alone could not empty it.
 func (d *demo) drain(ctx context.Context) error {
+	var drawing sync.WaitGroup
+	defer drawing.Wait()
 	for i, s := range []*site{d.a, d.b} {
 		peer := [2]*site{d.b, d.a}[i]
 		c, err := s.application(s.recordsSAE())
 		if err != nil {
 			return err
 		}
-		defer c.Close()
-		go func() { d.drawAll(ctx, c, peer.recordsSAE()) }()
+		drawing.Go(func() {
+			defer c.Close()
+			d.drawAll(ctx, c, peer.recordsSAE())
+		})
 	}
-	<-ctx.Done()
 	return nil
 }
 

@@ -2,7 +2,6 @@ package demo
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -132,7 +131,7 @@ func (d *demo) firstKeys(ctx context.Context, begun time.Time) error {
 		d.view.line("first keys at both sites after %.1f s", d.report.FirstKeySeconds)
 		return nil
 	case d.opt.Eve > 0 && ctx.Err() == nil:
-		return d.starved()
+		return d.starved(ctx)
 	}
 	return err
 }
@@ -148,10 +147,22 @@ func (d *demo) linkNumbers(ctx context.Context) {
 	d.report.AuthBitsUsed = int64(sim.AuthUsed)
 }
 
-// starved closes a run in which eve disturbed too much for any key.
-func (d *demo) starved() error {
-	if d.report.QBER < 0 {
-		return errors.New("no key, and no QBER was measured either")
+// starved closes a run in which eve disturbed too much for any key. It must
+// have been her: everything runs, and the photons came with errors.
+func (d *demo) starved(ctx context.Context) error {
+	for _, s := range []*site{d.a, d.b} {
+		sim := status(ctx, s.sim).Sim
+		switch {
+		case status(ctx, s.kme).KME == nil:
+			return fmt.Errorf("%s does not answer", s.kme.name)
+		case sim == nil:
+			return fmt.Errorf("%s does not answer", s.sim.name)
+		case sim.Blocks > 0:
+			return fmt.Errorf("%s made %d blocks and %s has no key of them", s.sim.name, sim.Blocks, s.kmeID())
+		}
+	}
+	if d.report.QBER <= d.report.SetQBER {
+		return fmt.Errorf("no key, and the QBER of %s is not eve's doing", ratio(d.report.QBER))
 	}
 	d.view.line("eve intercepts %.0f %% of the pulses: QBER %s, no key was made at either site",
 		d.opt.Eve*100, ratio(d.report.QBER))
