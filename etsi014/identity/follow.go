@@ -26,8 +26,7 @@ func (l *Live) Follow(ctx context.Context, every time.Duration, log *slog.Logger
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	loaded := l.now.Load()
-	seen := look(loaded.cfg)
-	done := seen // what the last load, good or bad, has seen
+	seen, done := look(loaded.cfg), loaded.seen // done: what the last load, good or bad, found
 	for {
 		select {
 		case <-ctx.Done():
@@ -36,8 +35,7 @@ func (l *Live) Follow(ctx context.Context, every time.Duration, log *slog.Logger
 		}
 		now := l.now.Load()
 		if now != loaded { // somebody called Reload: its files are the ones to watch
-			loaded, seen = now, look(now.cfg)
-			done = seen
+			loaded, seen, done = now, look(now.cfg), now.seen
 			continue
 		}
 		before := seen

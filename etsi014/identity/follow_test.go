@@ -122,6 +122,19 @@ func TestFollow(t *testing.T) {
 		if n := strings.Count(log.String(), "not loaded"); n != 3 {
 			t.Errorf("after Reload: %d complaints: %s", n, log.String())
 		}
+		// A change right after a Reload, before Follow looked again, counts too.
+		if err := live.Reload(s.cfg); err == nil {
+			t.Error("loaded without a CA file")
+		}
+		etsitest.WriteFile(t, other.CA, s.ca.PEM())
+		if err := live.Reload(other); err != nil {
+			t.Fatal(err)
+		}
+		etsitest.WriteFile(t, other.CA, []byte("y"))
+		looks(2)
+		if n := strings.Count(log.String(), "not loaded"); n != 4 {
+			t.Errorf("right after Reload: %d complaints: %s", n, log.String())
+		}
 		cancel()
 		<-gone
 	})

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -71,6 +72,7 @@ func (l *Live) Stats() Stats {
 // state is one loaded configuration; it never changes.
 type state struct {
 	cfg    Config
+	seen   map[string]fs.FileInfo // its files just before they were read
 	certs  []tls.Certificate
 	roots  *x509.CertPool
 	table  *Table
@@ -233,7 +235,7 @@ func (s *state) remember(pin [sha256.Size]byte, v verdict) {
 
 // load reads everything and reports all faults at once.
 func load(cfg Config) (*state, error) {
-	s := &state{cfg: cfg.clone(), known: make(map[[sha256.Size]byte]verdict)}
+	s := &state{cfg: cfg.clone(), seen: look(cfg), known: make(map[[sha256.Size]byte]verdict)}
 	var faults []error
 	if len(cfg.Pairs) == 0 {
 		faults = append(faults, errors.New("load identity: no certificate is named"))
