@@ -59,6 +59,11 @@ type KME struct {
 	// 0600. Required.
 	Certificate string `yaml:"certificate" check:"required,path"`
 	Key         string `yaml:"key" check:"required,path"`
+	// second_certificate and second_key are another pair of the door, of the
+	// other kind: ECDSA beside RSA, for SAEs that can do only one of them.
+	// Default: none.
+	SecondCertificate string `yaml:"second_certificate,omitempty" check:"path"`
+	SecondKey         string `yaml:"second_key,omitempty" check:"path"`
 	// client_ca is the root that signs the certificates of SAEs, PEM. It must
 	// not be the root of peer key managers. Required.
 	ClientCA string `yaml:"client_ca" check:"required,path"`
@@ -66,6 +71,19 @@ type KME struct {
 	// again when it changes; a connection that it forbids is cut at once.
 	// Default: none.
 	ClientCRL string `yaml:"client_crl,omitempty" check:"path"`
+	// client_deny is a text file of SAEs' certificates that are refused
+	// whatever else is true: the SHA-256 of one a line, as in identity.pin; a
+	// line that begins with # is a remark. It is read again when it changes; a
+	// connection that it forbids is cut at once. Default: none.
+	ClientDeny string `yaml:"client_deny,omitempty" check:"path"`
+	// max_connections is how many connections of SAEs the door holds, 16 to
+	// 65536; when they are all there, the one idle longest is closed for a new
+	// one. Default 16384, or what the limit of open files leaves.
+	MaxConnections int `yaml:"max_connections,omitempty"`
+	// max_connection_age ends a connection after the answer that finds it
+	// older, so that a renewed certificate is shown some day: 1m to 24h.
+	// Default 1h.
+	MaxConnectionAge time.Duration `yaml:"max_connection_age,omitempty"`
 	// peer_listen is where other key managers reach this one, host:port.
 	// Required.
 	PeerListen string `yaml:"peer_listen" check:"required,address"`
@@ -154,6 +172,13 @@ type SAE struct {
 	// identity says which certificate is this SAE. Exactly one is set;
 	// required for the SAEs of this site's key manager, refused for others.
 	Identity Identity `yaml:"identity,omitempty"`
+	// profile says how far the door bends to what this SAE's box sends:
+	// strict, default, fortigate, junos, strongswan or arnika; for the SAEs of
+	// this site's key manager only. Default default.
+	Profile string `yaml:"profile,omitempty" check:"profile"`
+	// reread_window is not built yet: the key manager hands each key to an SAE
+	// once, also if the answer is lost. It is refused unless 0.
+	RereadWindow time.Duration `yaml:"reread_window,omitempty"`
 }
 
 // Identity is how a certificate shows who it is.

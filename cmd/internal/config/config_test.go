@@ -90,13 +90,15 @@ func fill(t *testing.T) []byte {
 	s := config.Site{
 		Version: 1, Site: "x", Lab: true, State: "x",
 		KME: &config.KME{ID: "x", Listen: "x", Certificate: "x", Key: "x", ClientCA: "x",
+			SecondCertificate: "x", SecondKey: "x", ClientCRL: "x", ClientDeny: "x",
+			MaxConnections: 1, MaxConnectionAge: 1,
 			PeerListen: "x", PeerCertificate: "x", PeerKey: "x", PeerCA: "x", RootKey: "x",
 			Control: "x", Metrics: "x"},
 		Peers: []config.Peer{{KME: "x", Address: "x"}},
 		Links: []config.Link{{ID: "x", Peer: "x", Driver: "x", Simulator: &config.Simulator{
 			Role: "x", Preset: "x", Fibre: ch, Classical: ch, AuthSeed: "x", Eve: 1,
 			Control: "x", Metrics: "x"}}},
-		SAEs: []config.SAE{{ID: "x", KME: "x",
+		SAEs: []config.SAE{{ID: "x", KME: "x", Profile: "x",
 			Identity: config.Identity{URI: "x", DNS: "x", CN: "x", Pin: "x"}}},
 		Lines: []config.Line{{ID: "x", Policy: "x", LinkSecret: "x", StaticKey: "x",
 			PeerBundle: "x", Endpoints: []config.Endpoint{{Local: ap, Remote: ap}},

@@ -4,11 +4,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -31,6 +33,7 @@ var rules = map[string]func(d *decoder, s string) (string, error){
 	"interface": checkInterface,
 	"pin":       checkPin,
 	"preset":    checkPreset,
+	"profile":   checkProfile,
 
 	"fingerprint": checkFingerprint,
 }
@@ -60,6 +63,15 @@ func checkPreset(_ *decoder, s string) (string, error) {
 			names = append(names, p.Name)
 		}
 		return "", fmt.Errorf("is not a preset; known are %s", strings.Join(names, ", "))
+	}
+	return s, nil
+}
+
+func checkProfile(_ *decoder, s string) (string, error) {
+	known := etsi014.Profiles()
+	if _, ok := known[s]; !ok {
+		return "", fmt.Errorf("is not a profile; known are %s",
+			strings.Join(slices.Sorted(maps.Keys(known)), ", "))
 	}
 	return s, nil
 }

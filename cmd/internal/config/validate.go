@@ -27,6 +27,16 @@ const (
 	maxMTU           = 9000
 )
 
+// Bounds of the door. Fewer connections than one SAE's rekeying and its
+// watchers need are no service; 65,536 take 4 GiB (docs/performance.md). A
+// connection younger than a minute costs more in handshakes than in keys.
+const (
+	minConnections   = 16
+	maxConnections   = 1 << 16
+	minConnectionAge = time.Minute
+	maxConnectionAge = 24 * time.Hour
+)
+
 // setDefaults fills what the file leaves out.
 func (d *decoder) setDefaults(s *Site) {
 	or := func(path *string, name string) {
@@ -110,6 +120,20 @@ func (d *decoder) kme(s *Site) {
 	if k.Listen != "" && k.Listen == k.PeerListen && !strings.HasSuffix(k.Listen, ":0") {
 		d.fault("kme.peer_listen", "is the same address as listen; use another port")
 	}
+	switch {
+	case k.SecondCertificate != "" && k.SecondKey == "":
+		d.fault("kme.second_certificate", "has no second_key; expected both or none")
+	case k.SecondCertificate == "" && k.SecondKey != "":
+		d.fault("kme.second_key", "has no second_certificate; expected both or none")
+	}
+	if n := k.MaxConnections; d.set("kme.max_connections") &&
+		(n < minConnections || n > maxConnections) {
+		d.fault("kme.max_connections", "%d is outside %d to %d", n, minConnections, maxConnections)
+	}
+	if age := k.MaxConnectionAge; d.set("kme.max_connection_age") &&
+		(age < minConnectionAge || age > maxConnectionAge) {
+		d.fault("kme.max_connection_age", "%v is outside 1m to 24h", age)
+	}
 }
 
 func (d *decoder) peers(s *Site) {
@@ -137,6 +161,14 @@ func (d *decoder) saes(s *Site) {
 			}
 		}
 		local := s.KME != nil && a.KME == s.KME.ID
+		if a.RereadWindow != 0 {
+			d.fault(key+".reread_window", "is not built yet; leave it out, and let an SAE "+
+				"that lost an answer draw another key")
+		}
+		if !local && a.Profile != "" {
+			d.fault(key+".profile", "is a matter of the SAE's own key manager %q; "+
+				"leave it out here", a.KME)
+		}
 		switch {
 		case a.KME == "": // already said
 		case !local && !s.hasPeer(a.KME):

@@ -5,7 +5,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,7 +16,6 @@ import (
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
 	"github.com/quietline/quietline/etsi014"
-	"github.com/quietline/quietline/etsi014/identity"
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/node"
 )
@@ -54,7 +52,8 @@ func KME(ctx context.Context, env Env) error {
 		return err
 	}
 	env.Log.Info("key manager begins", "kme", k.ID, "addr", m.listener.Addr().String())
-	return together(ctx, append(parts, m.run)...)
+	return together(ctx, append(parts,
+		func(ctx context.Context) error { return m.run(ctx, env.File) })...)
 }
 
 // keyManager is the node with its ETSI 014 door.
@@ -62,19 +61,13 @@ type keyManager struct {
 	node     *node.Node
 	server   *http.Server
 	listener net.Listener
-	calls    callCounter
-	live     *identity.Live // certificates of the door
-	log      *slog.Logger
+	door     *keyDoor
 }
 
 // open opens store, devices and doors; what it opens goes on the stack.
 func (m *keyManager) open(env Env, stack *closers) error {
-	m.log = env.Log
-	if err := twoRoots(env.Site.KME); err != nil {
-		return fmt.Errorf("open door: %w", err)
-	}
-	live, err := identity.Open(doorIdentity(env.Site))
-	if err != nil {
+	var err error
+	if m.door, err = openDoor(env.Site, env.Log); err != nil {
 		return fmt.Errorf("open door: %w", err)
 	}
 	cfg, err := nodeConfig(env, stack)
@@ -89,14 +82,9 @@ func (m *keyManager) open(env Env, stack *closers) error {
 			env.Log.Error("key manager's store did not close", "err", err)
 		}
 	})
-	handler, err := etsi014.NewHandler(etsi014.HandlerConfig{KME: m.node.KME(),
-		Identify: live.Identify, Log: env.Log, Observe: m.calls.observe})
-	if err != nil {
+	if m.server, err = m.door.server(m.node.KME()); err != nil {
 		return err
 	}
-	m.live = live
-	m.server = etsi014.NewServer(handler, live.Server(), env.Log)
-	live.Guard(m.server)
 	m.listener, err = net.Listen("tcp", env.Site.KME.Listen)
 	if err != nil {
 		return fmt.Errorf("open door: %w", err)
@@ -142,33 +130,6 @@ func certificates(path string) (map[string]bool, error) {
 	}
 }
 
-// doorIdentity says which certificates belong to the SAEs of this site.
-func doorIdentity(s *config.Site) identity.Config {
-	k := s.KME
-	cfg := identity.Config{Pairs: []identity.Pair{{Cert: k.Certificate, Key: k.Key}}, CA: k.ClientCA}
-	if k.ClientCRL != "" {
-		cfg.CRLs = []string{k.ClientCRL}
-	}
-	for _, a := range s.SAEs {
-		if a.KME != k.ID {
-			continue
-		}
-		rule := identity.Rule{SAE: etsi014.SAEID(a.ID)}
-		switch id := a.Identity; {
-		case id.URI != "":
-			rule.By, rule.Value = identity.ByURI, id.URI
-		case id.DNS != "":
-			rule.By, rule.Value = identity.ByDNS, id.DNS
-		case id.CN != "":
-			rule.By, rule.Value = identity.ByCN, id.CN
-		default:
-			rule.By, rule.Value = identity.ByPin, id.Pin
-		}
-		cfg.Rules = append(cfg.Rules, rule)
-	}
-	return cfg
-}
-
 // nodeConfig puts the site file into the node's words and opens the drivers,
 // which the node closes.
 func nodeConfig(env Env, stack *closers) (node.Config, error) {
@@ -197,8 +158,9 @@ func nodeConfig(env Env, stack *closers) (node.Config, error) {
 }
 
 // run serves until ctx ends. The node outlives the door, so that requests in
-// flight end with their keys; if the node fails, the door closes.
-func (m *keyManager) run(ctx context.Context) error {
+// flight end with their keys; if the node fails, the door closes. The file is
+// the site's, to be loaded again; "" = never.
+func (m *keyManager) run(ctx context.Context, file string) error {
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
@@ -207,12 +169,15 @@ func (m *keyManager) run(ctx context.Context) error {
 		return serveTLS(ctx, m.server, m.listener)
 	})
 	g.Go(func() error { return m.node.Run(inner) })
-	g.Go(func() error { m.live.Follow(ctx, followEvery, m.log); return nil })
+	g.Go(func() error { m.door.live.Follow(ctx, followEvery, m.door.log); return nil })
+	if file != "" {
+		g.Go(func() error { m.door.follow(ctx, file); return nil })
+	}
 	return g.Wait()
 }
 
-// followEvery is the time between two looks at certificates and revocation
-// lists; after two of them at most a change is in force.
+// followEvery is the time between two looks at the site file, certificates and
+// revocation lists; after two of them at most a change is in force.
 const followEvery = 2 * time.Second
 
 // grace is how long requests in flight may take at the end: as long as the
@@ -242,7 +207,7 @@ func (m *keyManager) status() control.Status {
 	st := m.node.Stats()
 	k := &control.KME{Serving: true, Listen: m.listener.Addr().String(), KeysDrawn: st.KeysDrawn,
 		KeysFetched: st.KeysFetched, Refused: st.Refused, Peers: []control.Peer{},
-		Calls: m.calls.list(), Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
+		Calls: m.door.calls.list(), Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
 	if err := m.node.Health(); err != nil {
 		k.Serving, k.Reason = false, err.Error()
 	}

@@ -20,8 +20,8 @@ import (
 
 // addKMEs turns the two ends of a link into two whole sites: roots,
 // certificates, key managers and an SAE each. Ports are the kernel's choice;
-// kochi is told tokyo's once it listens.
-func addKMEs(t *testing.T, tokyo, kochi *config.Site) {
+// kochi is told tokyo's once it listens. It returns the root of doors and SAEs.
+func addKMEs(t *testing.T, tokyo, kochi *config.Site) *pki.CA {
 	t.Helper()
 	dir := filepath.Dir(tokyo.State)
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -74,6 +74,7 @@ func addKMEs(t *testing.T, tokyo, kochi *config.Site) {
 	}
 	tokyo.Peers = []config.Peer{{KME: "kme-kochi", Address: "127.0.0.1:1"}} // tokyo is dialled
 	tokyo.Links[0].Peer, kochi.Links[0].Peer = "kme-kochi", "kme-tokyo"
+	return saes
 }
 
 // keysOf says what a line's site file would say of an SAE.

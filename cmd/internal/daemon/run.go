@@ -19,6 +19,9 @@ type Env struct {
 	Site    *config.Site
 	Version string // of the program, for status
 	Log     *slog.Logger
+	// File is where Site was read, to be read again while a daemon runs; "" =
+	// never. Only the key manager does.
+	File string
 }
 
 // part is something that works until ctx ends and returns nil then.
