@@ -1,0 +1,155 @@
+package kms
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/quietline/quietline/etsi014"
+)
+
+type (
+	ask = etsi014.KeyRequest
+	to  = []etsi014.SAEID
+)
+
+// recorder is a pool that notes what it was asked.
+type recorder struct {
+	shape   Shape
+	n       int
+	fetched []etsi014.KeyID
+	refused map[string]int
+	err     error
+}
+
+func (r *recorder) Draw(_ context.Context, s Shape, n int) ([]etsi014.Key, error) {
+	r.shape, r.n = s, n
+	return make([]etsi014.Key, n), r.err
+}
+
+func (r *recorder) Fetch(_ context.Context, _, _ etsi014.SAEID, ids []etsi014.KeyID) (
+	[]etsi014.Key, error) {
+	r.fetched = ids
+	return make([]etsi014.Key, len(ids)), r.err
+}
+
+func (r *recorder) Stock(context.Context, Shape) (Stock, error) {
+	return Stock{Keys: 500, Simulated: true}, r.err
+}
+
+func (r *recorder) Refused(_ etsi014.SAEID, reason string) { r.refused[reason]++ }
+
+func newTestKME(t *testing.T) (*KME, *recorder) {
+	t.Helper()
+	r := &recorder{refused: map[string]int{}}
+	k, err := NewKME("here", map[etsi014.SAEID]etsi014.KMEID{"a": "here", "a2": "here", "b": "there",
+		"c": "there", "d": "there", "e": "there", "f": "there", "g": "there"}, Limits{}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k, r
+}
+
+func TestKeysAsksThePool(t *testing.T) {
+	const bad = "bad request"
+	for name, c := range map[string]struct {
+		who    etsi014.SAEID
+		req    etsi014.KeyRequest
+		bits   int
+		n      int
+		want   error
+		reason string
+	}{
+		"defaults":       {"a", ask{Targets: to{"b"}}, 256, 1, nil, ""},
+		"number, size":   {"a", ask{Targets: to{"b"}, Number: 128, SizeBits: 4096}, 4096, 128, nil, ""},
+		"smallest":       {"a", ask{Targets: to{"b"}, SizeBits: 64}, 64, 1, nil, ""},
+		"many targets":   {"a", ask{Targets: to{"b", "c", "d", "e", "f"}}, 256, 1, nil, ""},
+		"local target":   {"a", ask{Targets: to{"a2"}}, 256, 1, nil, ""},
+		"too many":       {"a", ask{Targets: to{"b"}, Number: 129}, 0, 0, etsi014.ErrRequest, bad},
+		"negative":       {"a", ask{Targets: to{"b"}, Number: -1}, 0, 0, etsi014.ErrRequest, bad},
+		"odd size":       {"a", ask{Targets: to{"b"}, SizeBits: 257}, 0, 0, etsi014.ErrSize, bad},
+		"too small":      {"a", ask{Targets: to{"b"}, SizeBits: 56}, 0, 0, etsi014.ErrRequest, bad},
+		"too large":      {"a", ask{Targets: to{"b"}, SizeBits: 4104}, 0, 0, etsi014.ErrRequest, bad},
+		"no target":      {"a", ask{}, 0, 0, etsi014.ErrRequest, bad},
+		"target twice":   {"a", ask{Targets: to{"b", "b"}}, 0, 0, etsi014.ErrRequest, bad},
+		"itself":         {"a", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrRequest, bad},
+		"unknown target": {"a", ask{Targets: to{"x"}}, 0, 0, etsi014.ErrRequest, bad},
+		"six targets":    {"a", ask{Targets: to{"b", "c", "d", "e", "f", "g"}}, 0, 0, etsi014.ErrRequest, bad},
+		"mandatory":      {"a", ask{Targets: to{"b"}, Mandatory: []etsi014.Extension{{"x": 1}}}, 0, 0, etsi014.ErrMandatory, bad},
+		"another KME's":  {"b", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
+		"a stranger":     {"x", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
+	} {
+		k, pool := newTestKME(t)
+		got, err := k.Keys(t.Context(), etsi014.Caller{SAE: c.who}, c.req)
+		if !errors.Is(err, c.want) || len(got.Keys) != c.n {
+			t.Errorf("%s: %d keys, %v; want %v", name, len(got.Keys), err, c.want)
+		}
+		if want := (Shape{c.who, c.req.Targets, c.bits}); c.n > 0 && !cmp.Equal(pool.shape, want) {
+			t.Errorf("%s: the pool was asked for %+v, want %+v", name, pool.shape, want)
+		}
+		if c.reason == "" != (len(pool.refused) == 0) || c.reason != "" && pool.refused[c.reason] != 1 {
+			t.Errorf("%s: counted as refused: %v, want %q", name, pool.refused, c.reason)
+		}
+	}
+}
+
+// TestShortageIsNoRefusal: an empty pool is not the caller's fault.
+func TestShortageIsNoRefusal(t *testing.T) {
+	k, pool := newTestKME(t)
+	pool.err = &etsi014.Error{Kind: etsi014.ErrEmpty}
+	if _, err := k.Keys(t.Context(), etsi014.Caller{SAE: "a"},
+		ask{Targets: to{"b"}}); !errors.Is(err, etsi014.ErrEmpty) {
+		t.Errorf("Keys: %v", err)
+	}
+	if len(pool.refused) != 0 {
+		t.Errorf("counted as refused: %v", pool.refused)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	k, _ := newTestKME(t)
+	got, err := k.Status(t.Context(), etsi014.Caller{SAE: "a"}, "b")
+	want := etsi014.Status{SourceKME: "here", TargetKME: "there", Initiator: "a", Target: "b",
+		KeySizeBits: 256, StoredKeys: 500, MaxKeys: 500, MaxKeysPerRequest: 128,
+		MaxKeySizeBits: 4096, MinKeySizeBits: 64, MaxTargets: 4,
+		Extension: map[string]any{"quietline_simulated": true}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("Status: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+// TestStates: the only steps are those of the life cycle.
+func TestStates(t *testing.T) {
+	legal := map[[2]State]bool{
+		{StateNew, StateConfirmed}: true, {StateConfirmed, StateOpen}: true,
+		{StateOpen, StateClosed}: true, {StateClosed, StateFinished}: true,
+		{StateNew, StateVoid}: true, {StateConfirmed, StateVoid}: true, {StateOpen, StateVoid}: true,
+	}
+	for from := State(0); from <= StateVoid+1; from++ {
+		for to := State(0); to <= StateVoid+1; to++ {
+			if from.May(to) != legal[[2]State{from, to}] {
+				t.Errorf("from %s to %s: %v", from, to, from.May(to))
+			}
+		}
+	}
+}
+
+func TestLimitsAreChecked(t *testing.T) {
+	for name, l := range map[string]Limits{
+		"odd size":           {KeySizeBits: 255},
+		"smallest above all": {MinKeySizeBits: 512},
+		"largest below all":  {MaxKeySizeBits: 128},
+		"too large":          {MaxKeySizeBits: 1<<20 + 8},
+		"no keys":            {MaxKeys: -1},
+		"too many targets":   {MaxTargets: 16},
+	} {
+		if l.Validate() == nil {
+			t.Errorf("%s: %+v passes", name, l)
+		}
+	}
+	if err := (Limits{}).Validate(); err != nil {
+		t.Errorf("defaults: %v", err)
+	}
+}
