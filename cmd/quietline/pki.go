@@ -266,14 +266,26 @@ func newPKIRenew() *cobra.Command {
 }
 
 func newPKIRevoke() *cobra.Command {
-	var dir string
+	var dir, file, site string
 	cmd := &cobra.Command{
-		Use:   "revoke NAME|SERIAL",
-		Short: "Take certificates back",
+		Use:   "revoke NAME|SERIAL, or revoke --site SITE",
+		Short: "Take certificates back, or cut a whole site off",
 		Long: "revoke puts every certificate issued to a name, or the one with a serial number,\n" +
-			"on the revocation list. A door that runs cuts their connections within seconds.",
-		Args: exactly(1, "NAME|SERIAL"),
+			"on the revocation list. A door that runs cuts their connections within seconds.\n\n" +
+			"With --site it cuts another site off: its key manager, links and lines leave the\n" +
+			"site file, and daemons that run follow within seconds; its stock is void, and the\n" +
+			"secrets of its lines are removed.",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == (site != "") || len(args) > 1 {
+				return usage(errors.New("revoke takes a name, or --site SITE"),
+					"quietline pki show lists the names")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if site != "" {
+				return revokeSite(cmd.OutOrStdout(), file, site)
+			}
 			a, err := pki.Open(dir)
 			if err != nil {
 				return noAuthority(err, dir)
@@ -292,5 +304,20 @@ func newPKIRevoke() *cobra.Command {
 		},
 	}
 	dirFlag(cmd, &dir)
+	siteFlag(cmd, &file)
+	cmd.Flags().StringVar(&site, "site", "", "cut this `site` off")
 	return cmd
+}
+
+func revokeSite(w io.Writer, file, site string) error {
+	h, err := openHome(file)
+	if err != nil {
+		return err
+	}
+	if err := h.Revoke(site); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(w, "%s is cut off: daemons that run follow within seconds, others at their "+
+		"start\nto enrol it anew: quietline pki invite --config %s %s\n", site, file, site)
+	return err
 }
