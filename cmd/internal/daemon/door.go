@@ -32,15 +32,14 @@ type keyDoor struct {
 
 // openDoor reads what the site file names for the door.
 func openDoor(s *config.Site, log *slog.Logger) (*keyDoor, error) {
-	d := &keyDoor{site: s, log: log}
-	if err := twoRoots(s.KME); err != nil {
-		return nil, err
-	}
 	live, err := identity.Open(doorIdentity(s))
 	if err != nil {
 		return nil, err
 	}
-	d.live = live
+	if err := twoRoots(s.KME); err != nil {
+		return nil, err
+	}
+	d := &keyDoor{live: live, site: s, log: log}
 	d.profiles.Store(doorProfiles(s))
 	return d, nil
 }
