@@ -28,6 +28,11 @@ type ClientConfig struct {
 	// effect. An empty ServerName is filled from the URL. The configuration
 	// must carry the SAE's certificate and the CA that signs the KME's.
 	TLS func() *tls.Config
+	// KME, if not empty, is who must answer: the certificate of every
+	// connection must name it, as the URI KMEURI, as a DNS name or as the
+	// common name, and so must Status (clauses 5.1 and 6.1). Empty: whoever
+	// holds the certificate of the URL's host.
+	KME KMEID
 	// Timeout bounds one call over all addresses; 0 = 10 s.
 	Timeout time.Duration
 	// DialTimeout bounds connection and handshake with one address; 0 = 3 s.
@@ -51,6 +56,7 @@ type Client struct {
 	http  http.Client
 	idle  func()
 	log   *slog.Logger
+	kme   KMEID         // "" = any
 	good  atomic.Uint32 // index into bases of the last address that answered
 }
 
@@ -62,7 +68,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	if len(cfg.URLs) == 0 || cfg.TLS == nil {
 		return nil, errors.New("make client: URLs and TLS are required")
 	}
-	c := &Client{log: cfg.Log}
+	c := &Client{log: cfg.Log, kme: cfg.KME}
 	if c.log == nil {
 		c.log = slog.New(slog.DiscardHandler)
 	}
@@ -132,15 +138,48 @@ func dialer(cfg ClientConfig) func(context.Context, string, string) (net.Conn, e
 			_ = conn.Close()
 			return nil, &unreached{err}
 		}
+		if err := confirm(cfg.KME, secured.ConnectionState()); err != nil {
+			_ = conn.Close()
+			return nil, &unreached{err}
+		}
 		return secured, nil
 	}
+}
+
+// KMEURI is the URI that names a KME in a certificate: urn:quietline:kme: and
+// the KME ID, percent-encoded. The standard leaves the field open.
+func KMEURI(id KMEID) string { return "urn:quietline:kme:" + url.PathEscape(string(id)) }
+
+// confirm finds the KME ID in a verified certificate; clause 5.1.
+func confirm(kme KMEID, cs tls.ConnectionState) error {
+	if kme == "" {
+		return nil
+	}
+	leaf, id := cs.PeerCertificates[0], string(kme)
+	for _, u := range leaf.URIs {
+		if u.String() == KMEURI(kme) {
+			return nil
+		}
+	}
+	for _, d := range leaf.DNSNames {
+		if strings.EqualFold(d, id) {
+			return nil
+		}
+	}
+	if leaf.Subject.CommonName == id {
+		return nil
+	}
+	return fmt.Errorf("certificate does not name KME %s: subject %q, URIs %q, DNS names %q",
+		id, leaf.Subject, leaf.URIs, leaf.DNSNames)
 }
 
 // Status asks what this SAE and peer can draw; clause 6.1.
 func (c *Client) Status(ctx context.Context, peer SAEID) (Status, error) {
 	var s Status
 	err := c.do(ctx, http.MethodGet, peer, "status", nil, func(b []byte) (err error) {
-		s, err = parseStatus(b)
+		if s, err = parseStatus(b); err == nil && c.kme != "" && s.SourceKME != c.kme {
+			err = fmt.Errorf("it comes from KME %q", s.SourceKME)
+		}
 		return err
 	})
 	if err != nil {

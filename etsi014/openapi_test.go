@@ -75,7 +75,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatalf("served %d, %d bytes", served.code, len(served.body))
 	}
 	doc, router := loadOpenAPI(t, []byte(served.body))
-	w.kme.Stock, w.kme.Retry = 500, time.Second
+	w.kme.Stock, w.kme.Retry = 100, time.Second
 	var fail error
 	w.kme.Fail = func() error { return fail }
 	seen := map[string]bool{}
@@ -113,8 +113,8 @@ func TestOpenAPI(t *testing.T) {
 	ask("nobody", "GET", status, "", 401)
 	ask("nobody", "GET", enc, "", 401)
 	ask("nobody", "POST", enc, "", 401)
-	ask("tokyo", "GET", enc+"?number=1000", "", 503) // carries Retry-After and missing_bits
-	ask("tokyo", "POST", enc, `{"number":1000}`, 503)
+	ask("tokyo", "GET", enc+"?number=128", "", 503) // carries Retry-After and missing_bits
+	ask("tokyo", "POST", enc, `{"number":128}`, 503)
 	fail = etsi014.ErrDown
 	ask("tokyo", "GET", status, "", 503)
 	ask("kochi", "GET", dec+"?key_ID="+aUUID, "", 503)

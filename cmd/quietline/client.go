@@ -22,7 +22,7 @@ import (
 type party struct {
 	urls          []string
 	cert, key, ca string
-	peer          string
+	kme, peer     string
 	timeout       time.Duration
 	asJSON        bool
 }
@@ -50,6 +50,7 @@ func (p *party) flags(cmd *cobra.Command) {
 	f.StringVar(&p.cert, "cert", "", "this application's certificate, PEM `file`")
 	f.StringVar(&p.key, "key", "", "its key, PEM `file` of mode 0600")
 	f.StringVar(&p.ca, "ca", "", "the CA of the KME's certificate, PEM `file`")
+	f.StringVar(&p.kme, "kme", "", "KME `ID` that the KME's certificate must name; default any")
 	f.StringVar(&p.peer, "peer", "", "`SAE` ID of the application at the other end")
 	f.DurationVar(&p.timeout, "timeout", 10*time.Second, "of the whole call")
 	f.BoolVar(&p.asJSON, "json", false, "print the standard's JSON")
@@ -81,7 +82,7 @@ func (p *party) open(cmd *cobra.Command) (*etsi014.Client, error) {
 		return nil, err
 	}
 	c, err := etsi014.NewClient(etsi014.ClientConfig{
-		URLs: p.urls, TLS: live.Client, Timeout: p.timeout,
+		URLs: p.urls, TLS: live.Client, KME: etsi014.KMEID(p.kme), Timeout: p.timeout,
 	})
 	if err != nil {
 		return nil, usage(err, hint)

@@ -213,6 +213,8 @@ func TestClientRefusals(t *testing.T) {
 			"hint: name a new file; no key was asked"},
 		{"no folder", "tokyo", "enc", []string{"--peer", "kochi", "--out", h.path("no/key")}, 1,
 			"no such file or directory"},
+		{"another KME", "tokyo", "enc", []string{"--peer", "kochi", "--kme", "kme-osaka"}, 1,
+			"certificate does not name KME kme-osaka"},
 		{"no key file", "nobody", "enc", []string{"--peer", "kochi"}, 1, "nobody.crt"},
 		{"no peer", "tokyo", "enc", nil, 2, "--peer is missing"},
 		{"long peer", "tokyo", "enc", []string{"--peer", strings.Repeat("x", 292)}, 2, "--peer: "},
