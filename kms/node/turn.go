@@ -1,0 +1,123 @@
+package node
+
+import (
+	"context"
+	"time"
+
+	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/keyring"
+	"github.com/quietline/quietline/kms/peer"
+)
+
+// wrapKeys fills in what a step left to the key ring: new ID keys, and the data
+// keys of new segments, which are in transit until now.
+func (o *owner) wrapKeys(out *peer.Output, epoch uint64) (err error) {
+	for i := range out.Changes {
+		c := &out.Changes[i]
+		switch c.Op {
+		case kms.OpLink:
+			name := keyring.IDKeyName(c.Segment.Link)
+			var w kms.Wrapped
+			if w, err = o.ring.Wrap(name, out.IDKeys[c.Segment.Link]); err == nil {
+				c.IDKey, err = o.ring.Rewrap(name, w, epoch)
+			}
+		case kms.OpIngest:
+			c.Sealed.Key, err = o.ring.Settle(keyring.Name(c.Segment), c.Sealed.Key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// turn moves to the next epoch (rule 11): its key is written, then one commit
+// names it with every key wrapped under it, then the key before is destroyed.
+// It shares its commit with nothing else, so that what it loads is what
+// stands.
+func (o *owner) turn(ctx context.Context) error {
+	if len(o.own) > 0 {
+		at := o.own
+		o.own = nil
+		defer func() { o.own = append(o.own, at...) }()
+	}
+	next, err := o.ring.Next()
+	if err != nil {
+		return err
+	}
+	out := o.machine.Step(max(time.Since(o.began), 1), peer.Turn{Epoch: next})
+	if err := o.wrapKeys(&out, next); err != nil {
+		return err
+	}
+	for i := range out.Changes {
+		if err := o.sealAnew(ctx, &out.Changes[i], out.Gone, next); err != nil {
+			return err
+		}
+	}
+	pos, err := o.store.Commit(context.WithoutCancel(ctx), o.fence, out.Changes)
+	if err != nil {
+		return err
+	}
+	if err := o.ring.Finish(next); err != nil {
+		return err
+	}
+	o.own = append(o.own, peer.Durable{Position: pos})
+	o.release(ctx, out, nil)
+	return nil
+}
+
+// sealAnew fills in an OpRewrap or OpReseal.
+func (o *owner) sealAnew(ctx context.Context, c *kms.Change, gone map[kms.SegmentID]kms.Bitmap,
+	epoch uint64) error {
+	if c.Op != kms.OpRewrap && c.Op != kms.OpReseal {
+		return nil
+	}
+	key, known := o.wrapped[c.Segment]
+	var sealed kms.Sealed
+	var err error
+	if c.Op == kms.OpReseal || !known {
+		if sealed, _, err = o.store.Load(context.WithoutCancel(ctx), c.Segment); err != nil {
+			return err
+		}
+		key = sealed.Key
+	}
+	if c.Op == kms.OpRewrap {
+		c.Key, err = o.ring.Rewrap(keyring.Name(c.Segment), key, epoch)
+		return err
+	}
+	c.Sealed, err = o.ring.Reseal(c.Segment, sealed, peer.SlotBytes, gone[c.Segment], epoch)
+	return err
+}
+
+// prepare finds the openers of the answers' keys before the commit, which may
+// destroy the segment of the last of them.
+func (o *owner) prepare(ctx context.Context, answers []peer.Answer) ([]reply, error) {
+	replies := make([]reply, len(answers))
+	for i, a := range answers {
+		replies[i] = reply{keys: a.Keys, err: a.Err, openers: make([]*keyring.Opener, len(a.Keys))}
+		for j, k := range a.Keys {
+			op, err := o.opener(ctx, k)
+			if err != nil {
+				return nil, err
+			}
+			replies[i].openers[j] = op
+		}
+	}
+	return replies, nil
+}
+
+func (o *owner) opener(ctx context.Context, k peer.KeyRef) (*keyring.Opener, error) {
+	if op := o.openers[k.Segment]; op != nil {
+		return op, nil
+	}
+	sealed, _, err := o.store.Load(context.WithoutCancel(ctx), k.Segment)
+	if err != nil {
+		return nil, err
+	}
+	op, err := o.ring.Opener(k.Segment, sealed, k.SlotBytes)
+	if err != nil {
+		return nil, err
+	}
+	o.openers[k.Segment] = op
+	return op, nil
+}
