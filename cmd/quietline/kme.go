@@ -16,7 +16,8 @@ func newKMECommand() *cobra.Command {
 		Long: "kme takes secret blocks from the QKD links, agrees on them with the key managers\n" +
 			"at the other ends, and hands each key out once over ETSI GS QKD 014.\n\n" +
 			"On SIGHUP, and when they change, it reads certificates, roots, lists and the SAEs\n" +
-			"of the site file again, and loses no request.",
+			"of the site file again, and loses no request. When peers, links or the list of SAEs\n" +
+			"change, or its certificate towards peers is renewed, it begins anew with the file.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := loadConfig(cmd, file)
@@ -25,7 +26,7 @@ func newKMECommand() *cobra.Command {
 			}
 			return serve(cmd, site, func(ctx context.Context, env daemon.Env) error {
 				env.File = file
-				return daemon.KME(ctx, env)
+				return daemon.FollowKME(ctx, env, file)
 			})
 		},
 	}

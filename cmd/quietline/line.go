@@ -18,7 +18,8 @@ func newLineCommand() *cobra.Command {
 		Use:   "line",
 		Short: "Run one encrypted line, or command it",
 		Long: "line moves IP packets between its TUN device and the other site, sealed under\n" +
-			"keys that last one epoch. With a verb, it commands the line that runs.",
+			"keys that last one epoch. It renews its certificate by itself, and ends when the\n" +
+			"line leaves the site file. With a verb, it commands the line that runs.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := loadConfig(cmd, file)
@@ -30,7 +31,7 @@ func newLineCommand() *cobra.Command {
 				return usage(err, "quietline line --config FILE --line ID")
 			}
 			return serve(cmd, site, func(ctx context.Context, env daemon.Env) error {
-				return daemon.Line(ctx, env, l)
+				return daemon.FollowLine(ctx, env, file, l)
 			})
 		},
 	}

@@ -2,15 +2,20 @@ package daemon
 
 import (
 	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/cmd/internal/renew"
+	"github.com/quietline/quietline/etsi014/identity"
 )
 
 func TestCertificateStatus(t *testing.T) {
@@ -62,5 +67,121 @@ func TestLineKeeper(t *testing.T) {
 		if err := keep(k)(ctx); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// authoritySite makes the part of a site file that names an authority's certificates.
+func authoritySite(t *testing.T, life time.Duration) (*pki.Authority, *config.KME) {
+	t.Helper()
+	a, err := pki.Init(filepath.Join(t.TempDir(), "pki"), "tokyo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, req := range map[string]pki.Request{
+		"door": {CommonName: "door", Server: true, DNS: []string{"localhost"}},
+		"peer": {CommonName: "kme-tokyo", KME: "kme-tokyo", Server: true, Client: true},
+		"line": {CommonName: "line-tokyo", SAE: "line-tokyo", Client: true},
+	} {
+		req.Life = life
+		if _, err := a.Make(pki.SAERoot, name, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return a, &config.KME{Certificate: a.PairFile("door"), Key: a.PairFile("door"),
+		PeerCertificate: a.PairFile("peer"), PeerKey: a.PairFile("peer"), ClientCA: a.RootFile(pki.SAERoot)}
+}
+
+// TestRevive: a box that was off for a year serves at once, and what was
+// revoked stays ended.
+func TestRevive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, k := authoritySite(t, pki.LeafLife)
+		if _, err := a.Revoke("line-tokyo"); err != nil {
+			t.Fatal(err)
+		}
+		before, err := pki.LoadPair(k.Certificate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, off := range []time.Duration{time.Hour, 365 * 24 * time.Hour} {
+			time.Sleep(off)
+			if err := revive(k, slog.New(slog.DiscardHandler)); err != nil {
+				t.Fatal(err)
+			}
+			now, err := pki.LoadPair(k.Certificate)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if renewed := !now.Chain[0].Equal(before.Chain[0]); renewed != (off > pki.LeafLife) {
+				t.Errorf("off for %v: renewed %v", off, renewed)
+			}
+			line, err := pki.LoadPair(a.PairFile("line"))
+			if err != nil || off > pki.LeafLife && time.Now().Before(line.Chain[0].NotAfter) {
+				t.Errorf("off for %v: what was revoked lives: %v", off, err)
+			}
+		}
+	})
+}
+
+// TestNoAuthority: certificates of a hospital's CA are left alone.
+func TestNoAuthority(t *testing.T) {
+	for name, bend := range map[string]func(*config.KME){
+		"two files":   func(k *config.KME) { k.Key += ".key" },
+		"two folders": func(k *config.KME) { k.PeerCertificate, k.PeerKey = "/x/p", "/x/p" },
+		"another place": func(k *config.KME) {
+			*k = config.KME{Certificate: "/x/a", Key: "/x/a", PeerCertificate: "/x/p", PeerKey: "/x/p"}
+		},
+	} {
+		_, k := authoritySite(t, time.Hour)
+		bend(k)
+		keeper, door, err := renewals(k, nil, http.NotFoundHandler(), nil)
+		if keeper != nil || door == nil || err != nil {
+			t.Errorf("%s: %v, %v", name, keeper, err)
+		}
+	}
+}
+
+// TestDoorRenews: a line gets its next certificate where it gets its keys, and
+// one that was revoked gets none.
+func TestDoorRenews(t *testing.T) {
+	a, k := authoritySite(t, time.Hour)
+	s := &config.Site{Site: "tokyo", KME: k, SAEs: []config.SAE{{ID: "line-tokyo", KME: k.ID,
+		Identity: config.Identity{URI: pki.SAEURI("line-tokyo")}}}}
+	k.ClientCRL = a.CRLFile(pki.SAERoot)
+	live, err := identity.Open(doorIdentity(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper, door, err := renewals(k, live, http.NotFoundHandler(), nil)
+	if err != nil || len(keeper.Certificates()) != 2 {
+		t.Fatalf("%v, %v", keeper, err)
+	}
+	server := httptest.NewUnstartedServer(door)
+	server.TLS = live.Server()
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	server.StartTLS()
+	defer server.Close()
+	line := a.PairFile("line")
+	client, err := identity.Open(identity.Config{Pairs: []identity.Pair{{Cert: line, Key: line}}, CA: a.RootFile(pki.SAERoot)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	issuer := renew.Client{URL: strings.Replace(server.URL, "127.0.0.1", "localhost", 1), TLS: client.Client}
+	old, err := pki.LoadPair(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := issuer.Renew(t.Context(), line, old)
+	if err != nil || next.Chain[0].URIs[0].String() != pki.SAEURI("line-tokyo") {
+		t.Fatalf("%v, %v", next, err)
+	}
+	if _, err := a.Revoke("line-tokyo"); err != nil {
+		t.Fatal(err)
+	}
+	if err := live.Reload(doorIdentity(s)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := issuer.Renew(t.Context(), line, old); err == nil {
+		t.Error("a revoked certificate is renewed")
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
+	"github.com/quietline/quietline/cmd/internal/renew"
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/node"
@@ -62,11 +63,15 @@ type keyManager struct {
 	server   *http.Server
 	listener net.Listener
 	door     *keyDoor
+	keeper   *renew.Keeper // nil without an authority here
 }
 
 // open opens store, devices and doors; what it opens goes on the stack.
 func (m *keyManager) open(env Env, stack *closers) error {
-	var err error
+	err := revive(env.Site.KME, env.Log)
+	if err != nil {
+		return fmt.Errorf("renew certificates: %w", err)
+	}
 	if m.door, err = openDoor(env.Site, env.Log); err != nil {
 		return fmt.Errorf("open door: %w", err)
 	}
@@ -84,6 +89,10 @@ func (m *keyManager) open(env Env, stack *closers) error {
 	})
 	if m.server, err = m.door.server(m.node.KME()); err != nil {
 		return err
+	}
+	if m.keeper, m.server.Handler, err = renewals(env.Site.KME, m.door.live, m.server.Handler,
+		env.Log); err != nil {
+		return fmt.Errorf("open door: %w", err)
 	}
 	m.listener, err = net.Listen("tcp", env.Site.KME.Listen)
 	if err != nil {
@@ -169,6 +178,7 @@ func (m *keyManager) run(ctx context.Context, file string) error {
 		return serveTLS(ctx, m.server, m.listener)
 	})
 	g.Go(func() error { return m.node.Run(inner) })
+	g.Go(func() error { return keep(m.keeper)(ctx) })
 	g.Go(func() error { m.door.live.Follow(ctx, followEvery, m.door.log); return nil })
 	if file != "" {
 		g.Go(func() error { m.door.follow(ctx, file); return nil })
@@ -221,7 +231,7 @@ func (m *keyManager) status() control.Status {
 		}
 		k.Peers = append(k.Peers, peer)
 	}
-	out := control.Status{Daemon: "kme", KME: k}
+	out := control.Status{Daemon: "kme", KME: k, Certificates: certificateStatus(m.keeper)}
 	for _, l := range st.Links {
 		k.Links = append(k.Links, linkStatus(l))
 		out.Simulated = out.Simulated || l.Simulated

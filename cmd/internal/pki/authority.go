@@ -220,7 +220,7 @@ func (a *Authority) issuer(cert *x509.Certificate) (*CA, error) {
 
 // requestOf asks for a certificate like one that was issued before.
 func requestOf(cert *x509.Certificate) Request {
-	return Request{CommonName: cert.Subject.CommonName, Life: cert.NotAfter.Sub(cert.NotBefore) - lag,
+	return Request{CommonName: cert.Subject.CommonName, Life: lifeOf(cert),
 		uris: cert.URIs, DNS: cert.DNSNames, IPs: addresses(cert.IPAddresses),
 		Server: slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageServerAuth),
 		Client: slices.Contains(cert.ExtKeyUsage, x509.ExtKeyUsageClientAuth)}

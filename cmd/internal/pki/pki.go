@@ -29,8 +29,20 @@ import (
 	"github.com/quietline/quietline/secret"
 )
 
-// lag is how far certificates reach into the past, for clocks that are behind.
+// lag is how far certificates reach into the past, for clocks that are behind:
+// a tenth of their life, an hour at most.
 const lag = time.Hour
+
+func lagOf(life time.Duration) time.Duration { return min(lag, life/10) }
+
+// lifeOf is the life that a certificate was issued for.
+func lifeOf(c *x509.Certificate) time.Duration {
+	whole := c.NotAfter.Sub(c.NotBefore)
+	if whole >= 11*lag {
+		return whole - lag
+	}
+	return whole * 10 / 11
+}
 
 // maxFile bounds certificate and key files, bytes; ours have less than 2 KiB.
 const maxFile = 64 << 10
@@ -148,7 +160,7 @@ func (r *Request) template(ca *x509.Certificate) (*x509.Certificate, error) {
 	now := time.Now()
 	t := &x509.Certificate{
 		Subject:               pkix.Name{CommonName: r.CommonName},
-		NotBefore:             now.Add(-lag),
+		NotBefore:             now.Add(-lagOf(r.Life)),
 		NotAfter:              now.Add(r.Life),
 		KeyUsage:              x509.KeyUsageDigitalSignature,
 		BasicConstraintsValid: true,

@@ -1,0 +1,140 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/quietline/quietline/cmd/internal/config"
+)
+
+// ErrChanged is the cause of a context that ended because the site file no
+// longer holds what the daemon began with.
+var ErrChanged = errors.New("the site file has changed")
+
+// while returns a context that ends, with the cause [ErrChanged], once part
+// tells another sum of the site file than at first, twice in a row: a file is
+// not always written in one step. A file that cannot be loaded changes
+// nothing. The caller calls stop; no goroutine is left after it.
+func while(ctx context.Context, file string, part func(*config.Site) [32]byte, log *slog.Logger,
+) (inner context.Context, stop func()) {
+	inner, cancel := context.WithCancelCause(ctx)
+	ended := make(chan struct{})
+	look := func() ([32]byte, bool) {
+		s, err := config.Load(file)
+		if err != nil {
+			return [32]byte{}, false
+		}
+		return part(s), true
+	}
+	begun, ok := look()
+	go func() {
+		defer close(ended)
+		tick := time.NewTicker(followEvery)
+		defer tick.Stop()
+		seen := begun
+		for {
+			select {
+			case <-inner.Done():
+				return
+			case <-tick.C:
+			}
+			now, good := look()
+			if !good {
+				continue
+			}
+			if !ok { // it could not be read at first
+				begun, seen, ok = now, now, true
+			}
+			if now == seen && now != begun {
+				log.Info("the site file has changed")
+				cancel(ErrChanged)
+				return
+			}
+			seen = now
+		}
+	}()
+	return inner, func() { cancel(context.Canceled); <-ended }
+}
+
+// FollowLine runs a line until ctx ends, and ends it too when the line leaves
+// the site file or leads elsewhere: a site that is cut off must not be spoken
+// to for one packet more. The TUN device goes with it: nothing passes in clear.
+func FollowLine(ctx context.Context, env Env, file string, l *config.Line) error {
+	inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return lineSum(s, l.ID) }, env.Log)
+	defer stop()
+	err := Line(inner, env, l)
+	if err == nil && errors.Is(context.Cause(inner), ErrChanged) {
+		env.Log.Warn("line ends: the site file has it no longer, or otherwise", "line", l.ID)
+	}
+	return err
+}
+
+// lineSum is what a running line cannot take over of a site file.
+func lineSum(s *config.Site, id string) [32]byte {
+	for i := range s.Lines {
+		if s.Lines[i].ID == id {
+			return sum(s.Lines[i], s.Lines[i].PeerBundle, s.Lines[i].LinkSecret)
+		}
+	}
+	return [32]byte{}
+}
+
+// FollowKME runs the key manager until ctx ends. When peers, links or SAEs of
+// the site file change, or its certificate towards peers is renewed, it ends
+// gracefully, so that requests in flight get their keys, and begins anew with
+// the new file: a site that was cut off is out, and its stock is void.
+func FollowKME(ctx context.Context, env Env, file string) error {
+	for {
+		inner, stop := while(ctx, file, kmeSum, env.Log)
+		err := KME(inner, env)
+		stop()
+		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+			return err
+		}
+		site, err := config.Load(file)
+		if err != nil {
+			return err
+		}
+		env.Site = site
+		env.Log.Info("key manager begins anew with the changed site file")
+	}
+}
+
+// kmeSum is what a running key manager cannot take over of a site file.
+func kmeSum(s *config.Site) [32]byte {
+	if s.KME == nil {
+		return [32]byte{}
+	}
+	type sae struct{ ID, KME string }
+	var saes []sae
+	for _, a := range s.SAEs {
+		saes = append(saes, sae{a.ID, a.KME})
+	}
+	return sum(struct {
+		ID, Listen, PeerListen, RootKey, State string
+		Lab                                    bool
+		Peers                                  []config.Peer
+		Links                                  []config.Link
+		SAEs                                   []sae
+	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, s.Links, saes},
+		s.KME.PeerCertificate, s.KME.PeerCA)
+}
+
+// sum is over a value and the contents of files; one that is missing counts as
+// empty.
+func sum(v any, files ...string) [32]byte {
+	h := sha256.New()
+	_ = json.NewEncoder(h).Encode(v) // of strings and numbers: it cannot fail
+	for _, f := range files {
+		text, _ := os.ReadFile(f)
+		part := sha256.Sum256(text)
+		clear(text)
+		h.Write(part[:])
+	}
+	return [32]byte(h.Sum(nil))
+}
