@@ -31,7 +31,7 @@ const (
 var verbs = []func() *cobra.Command{
 	newKMECommand, newLineCommand, newSimCommand,
 	newDemoCommand, newClientCommand, newDoctorCommand, newProbeCommand, newCheckCommand,
-	newStatusCommand, newVersionCommand,
+	newStatusCommand, newBenchCommand, newVersionCommand,
 }
 
 // run is the program; it returns the exit code.
