@@ -417,12 +417,10 @@ func BenchmarkSession(b *testing.B) {
 	cfg.Intensities = []Intensity{{.5, .5}, {.2, .5}}
 	cfg.EpsSec = 1e-9
 	l := newLink(b, cfg, short, 16)
-	preps, dets := short.draw(l.rng, cfg, l.ends[Bob].events, 0)
-	_ = preps
 	n := 0
 	for b.Loop() {
 		b.StopTimer()
-		preps, dets = short.draw(l.rng, cfg, l.ends[Bob].events, l.slot)
+		preps, dets := short.draw(l.rng, cfg, l.ends[Bob].events, l.slot)
 		l.preps, l.slot = preps, dets[len(dets)-1].Slot
 		b.StartTimer()
 		l.step(Bob, Input{Detections: dets})

@@ -260,7 +260,7 @@ func TestSecretsAreChecked(t *testing.T) {
 	if err := WriteSecrets(filepath.Join(t.TempDir(), "none"), mustGenerate(t)); err == nil {
 		t.Error("a folder that does not exist")
 	}
-	if NewLinkID() == NewLinkID() {
+	if a, b := NewLinkID(), NewLinkID(); a == b {
 		t.Error("two link_ids are the same")
 	}
 }

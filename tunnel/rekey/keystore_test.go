@@ -21,10 +21,9 @@ type keyStore struct {
 type kmeState struct {
 	err     error         // every call fails with it
 	delay   time.Duration // of the answer
-	loaded  func() bool
-	mute    bool    // no answer ever (the engine answers after the budget)
-	loseNew float64 // share of drawn keys that the other end never gets
-	wrong   float64 // share of collected keys with other bytes
+	mute    bool          // no answer ever (the engine answers after the budget)
+	loseNew float64       // share of drawn keys that the other end never gets
+	wrong   float64       // share of collected keys with other bytes
 }
 
 // request is the caller's key source.
