@@ -1,3 +1,17 @@
+// Package peer turns equal blocks of a link into keys that two KMEs deliver
+// once: the two-site protocol, from comparing blocks to closing what is used up.
+//
+// The main type is [Machine]: the protocol of one KME with all its peers. It is
+// stepped with inputs (messages, blocks, draws, fetches, time) and answers with
+// an [Output]. [Cut] makes the slots and tags of a block, [KeyID] names a key.
+// The messages stand at kHello.
+//
+// A caller must keep in mind: Output.Changes go into one commit, and nothing
+// else of the Output may leave before that commit is durable; after a failed
+// commit the Machine is ahead of its disk and must be thrown away. Every commit
+// is told by [Durable]. A Machine does no I/O, reads no clock and is stepped by
+// one goroutine; time must never go back. It sees slots as numbers only: the
+// bytes of keys stay sealed in the store, where the caller opens them.
 package peer
 
 import (

@@ -203,7 +203,7 @@ var plants = []plant{
 		want = kms.Position{}
 	}
 `},
-	{4, "peer/segment.go", `	if r.session == (kms.Session{}) || msg.session != r.session ||`,
+	{4, "peer/receive.go", `	if r.session == (kms.Session{}) || msg.session != r.session ||`,
 		`	loose := planted == 4 && (msg.kind == kOpen || msg.kind == kGrant) ||
 		planted == 5 && (msg.kind == kOpenAck || msg.kind == kGrantAck)
 	if r.session == (kms.Session{}) || msg.session != r.session && !loose ||`},
@@ -213,7 +213,7 @@ var plants = []plant{
 		return l.find(id) != nil
 	}
 `},
-	{7, "peer/open.go", `	sh.coming += n
+	{7, "peer/grant.go", `	sh.coming += n
 	if ready {
 `, `	sh.coming += n
 	if planted == 7 {
@@ -223,13 +223,13 @@ var plants = []plant{
 	}
 	if ready {
 `},
-	{8, "peer/open.go", `		if sameGrant(have.Grant, g) {
+	{8, "peer/grant.go", `		if sameGrant(have.Grant, g) {
 `, `		if planted == 8 && have.First == g.First {
 			m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g})
 		}
 		if sameGrant(have.Grant, g) {
 `},
-	{9, "peer/open.go", `	g := msg.grant
+	{9, "peer/grant.go", `	g := msg.grant
 	for _, have`, `	g := msg.grant
 	if planted == 9 {
 		g.SizeBits = 256
@@ -257,10 +257,10 @@ var plants = []plant{
 	return s.Owner == m.cfg.KME
 }
 `},
-	{14, "peer/open.go", `			if g.roles[i].taken < g.drawn {
+	{14, "peer/close.go", `			if g.roles[i].taken < g.drawn {
 `, `			if planted != 14 && g.roles[i].taken < g.drawn {
 `},
-	{15, "peer/open.go", `	s.grants = append(s.grants, x)
+	{15, "peer/grant.go", `	s.grants = append(s.grants, x)
 `, `	if planted == 15 {
 		x.aged = []aged{{x.keys, m.now}}
 	}
@@ -272,10 +272,10 @@ var plants = []plant{
 		s.disk.slots[next%2] = 0
 	}
 `},
-	{17, "peer/open.go", `	s.touched = true
+	{17, "peer/close.go", `	s.touched = true
 `, `	s.touched = planted != 17
 `},
-	{18, "peer/open.go", `	s.grants = append(s.grants, x)
+	{18, "peer/grant.go", `	s.grants = append(s.grants, x)
 	return x
 `, `	s.grants = append(s.grants, x)
 	for i := range x.roles {
@@ -308,13 +308,13 @@ var plants = []plant{
 			sh.free++
 		}
 `},
-	{21, "peer/segment.go", `func (m *Machine) dead(s *segment, told kind) {
+	{21, "peer/receive.go", `func (m *Machine) dead(s *segment, told kind) {
 `, `func (m *Machine) dead(s *segment, told kind) {
 	if planted == 21 && s.State == kms.StateOpen && !s.acked {
 		return
 	}
 `},
-	{22, "peer/segment.go", `func (m *Machine) wanted(l *link, n uint64) {
+	{22, "peer/give.go", `func (m *Machine) wanted(l *link, n uint64) {
 `, `func (m *Machine) wanted(l *link, n uint64) {
 	if planted == 22 {
 		return
