@@ -106,12 +106,16 @@ func NewKME(self etsi014.KMEID, saes map[etsi014.SAEID]etsi014.KMEID, limits Lim
 // Status implements etsi014.KME.
 func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID) (
 	etsi014.Status, error) {
-	if err := k.pair(who.SAE, peer); err != nil {
+	err := k.pair(who.SAE, peer)
+	if err == nil {
+		err = k.apart([]etsi014.SAEID{peer})
+	}
+	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
 	stock, err := k.pool.Stock(ctx, Shape{who.SAE, []etsi014.SAEID{peer}, k.limits.KeySizeBits})
 	if err != nil {
-		return etsi014.Status{}, err
+		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
 	return etsi014.Status{
 		SourceKME: k.self, TargetKME: k.saes[peer], Initiator: who.SAE, Target: peer,
@@ -207,7 +211,16 @@ func (k *KME) shape(who etsi014.SAEID, req etsi014.KeyRequest) (Shape, int, erro
 			return s, n, badRequest("a slave SAE is named twice")
 		}
 	}
-	return s, n, nil
+	return s, n, k.apart(s.Targets)
+}
+
+// apart checks that some target is served elsewhere: what a link yields is for
+// two sites, and two SAEs of this KME share no link.
+func (k *KME) apart(targets []etsi014.SAEID) error {
+	if slices.ContainsFunc(targets, func(t etsi014.SAEID) bool { return k.saes[t] != k.self }) {
+		return nil
+	}
+	return badRequest("keys between two SAEs of the same KME are not supported")
 }
 
 // refuse counts a turned-away request. A shortage is no refusal.

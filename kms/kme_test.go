@@ -19,6 +19,7 @@ type (
 type recorder struct {
 	shape   Shape
 	n       int
+	pair    [2]etsi014.SAEID // initiator and target of a fetch
 	fetched []etsi014.KeyID
 	refused map[string]int
 	err     error
@@ -29,9 +30,9 @@ func (r *recorder) Draw(_ context.Context, s Shape, n int) ([]etsi014.Key, error
 	return make([]etsi014.Key, n), r.err
 }
 
-func (r *recorder) Fetch(_ context.Context, _, _ etsi014.SAEID, ids []etsi014.KeyID) (
+func (r *recorder) Fetch(_ context.Context, i, t etsi014.SAEID, ids []etsi014.KeyID) (
 	[]etsi014.Key, error) {
-	r.fetched = ids
+	r.pair, r.fetched = [2]etsi014.SAEID{i, t}, ids
 	return make([]etsi014.Key, len(ids)), r.err
 }
 
@@ -66,7 +67,8 @@ func TestKeysAsksThePool(t *testing.T) {
 		"number, size":   {"a", ask{Targets: to{"b"}, Number: 128, SizeBits: 4096}, 4096, 128, nil, ""},
 		"smallest":       {"a", ask{Targets: to{"b"}, SizeBits: 64}, 64, 1, nil, ""},
 		"many targets":   {"a", ask{Targets: to{"b", "c", "d", "e", "f"}}, 256, 1, nil, ""},
-		"local target":   {"a", ask{Targets: to{"a2"}}, 256, 1, nil, ""},
+		"one local":      {"a", ask{Targets: to{"a2", "b"}}, 256, 1, nil, ""},
+		"all local":      {"a", ask{Targets: to{"a2"}}, 0, 0, etsi014.ErrRequest, bad},
 		"too many":       {"a", ask{Targets: to{"b"}, Number: 129}, 0, 0, etsi014.ErrRequest, bad},
 		"negative":       {"a", ask{Targets: to{"b"}, Number: -1}, 0, 0, etsi014.ErrRequest, bad},
 		"odd size":       {"a", ask{Targets: to{"b"}, SizeBits: 257}, 0, 0, etsi014.ErrSize, bad},
@@ -92,6 +94,117 @@ func TestKeysAsksThePool(t *testing.T) {
 		if c.reason == "" != (len(pool.refused) == 0) || c.reason != "" && pool.refused[c.reason] != 1 {
 			t.Errorf("%s: counted as refused: %v, want %q", name, pool.refused, c.reason)
 		}
+	}
+}
+
+func TestKeysByIDAsksThePool(t *testing.T) {
+	ids := make([]etsi014.KeyID, 129)
+	for i := range ids {
+		ids[i][0] = byte(i)
+	}
+	for name, c := range map[string]struct {
+		who, from etsi014.SAEID
+		ids       []etsi014.KeyID
+		pool      error
+		want      error
+		reason    string
+	}{
+		"one":             {"a", "b", ids[:1], nil, nil, ""},
+		"as many as may":  {"a", "b", ids[:128], nil, nil, ""},
+		"from beside":     {"a", "a2", ids[:1], nil, nil, ""}, // of a key for several targets
+		"none":            {"a", "b", nil, nil, etsi014.ErrRequest, "bad request"},
+		"too many":        {"a", "b", ids, nil, etsi014.ErrRequest, "bad request"},
+		"from nobody":     {"a", "x", ids[:1], nil, etsi014.ErrRequest, "bad request"},
+		"from itself":     {"a", "a", ids[:1], nil, etsi014.ErrRequest, "bad request"},
+		"another KME's":   {"b", "a", ids[:1], nil, etsi014.ErrDenied, "denied"},
+		"a stranger":      {"x", "b", ids[:1], nil, etsi014.ErrDenied, "denied"},
+		"not there":       {"a", "b", ids[:1], etsi014.ErrUnknownKey, etsi014.ErrUnknownKey, "unknown key"},
+		"somebody else's": {"a", "b", ids[:1], etsi014.ErrDenied, etsi014.ErrDenied, "denied"},
+		"pool is down":    {"a", "b", ids[:1], etsi014.ErrDown, etsi014.ErrDown, ""},
+	} {
+		k, pool := newTestKME(t)
+		pool.err = c.pool
+		got, err := k.KeysByID(t.Context(), etsi014.Caller{SAE: c.who},
+			etsi014.IDRequest{Initiator: c.from, IDs: c.ids})
+		if !errors.Is(err, c.want) || c.want == nil && len(got.Keys) != len(c.ids) {
+			t.Errorf("%s: %d keys, %v; want %v", name, len(got.Keys), err, c.want)
+		}
+		asked := c.want == nil || c.pool != nil
+		if asked && (pool.pair != [2]etsi014.SAEID{c.from, c.who} || !cmp.Equal(pool.fetched, c.ids)) ||
+			!asked && pool.fetched != nil {
+			t.Errorf("%s: the pool was asked for %d IDs of %v", name, len(pool.fetched), pool.pair)
+		}
+		want := map[string]int{}
+		if c.reason != "" {
+			want[c.reason] = 1
+		}
+		if diff := cmp.Diff(want, pool.refused); diff != "" {
+			t.Errorf("%s: counted as refused (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
+func TestStatusRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		who, peer etsi014.SAEID
+		pool      error
+		want      error
+		reason    string
+	}{
+		"both here":     {"a", "a2", nil, etsi014.ErrRequest, "bad request"},
+		"itself":        {"a", "a", nil, etsi014.ErrRequest, "bad request"},
+		"unknown":       {"a", "x", nil, etsi014.ErrRequest, "bad request"},
+		"another KME's": {"b", "a", nil, etsi014.ErrDenied, "denied"},
+		"no link":       {"a", "b", etsi014.ErrRequest, etsi014.ErrRequest, "bad request"},
+		"down":          {"a", "b", etsi014.ErrDown, etsi014.ErrDown, ""},
+	} {
+		k, pool := newTestKME(t)
+		pool.err = c.pool
+		if _, err := k.Status(t.Context(), etsi014.Caller{SAE: c.who}, c.peer); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+		if c.reason == "" != (len(pool.refused) == 0) || c.reason != "" && pool.refused[c.reason] != 1 {
+			t.Errorf("%s: counted as refused: %v, want %q", name, pool.refused, c.reason)
+		}
+	}
+}
+
+// TestSameKMEIsSaidClearly: who asks for keys between two SAEs of one site
+// reads why there are none, whichever call it is.
+func TestSameKMEIsSaidClearly(t *testing.T) {
+	k, _ := newTestKME(t)
+	_, byKeys := k.Keys(t.Context(), etsi014.Caller{SAE: "a"}, ask{Targets: to{"a2"}})
+	_, byStatus := k.Status(t.Context(), etsi014.Caller{SAE: "a"}, "a2")
+	for _, err := range []error{byKeys, byStatus} {
+		if err == nil || err.Error() != "keys between two SAEs of the same KME are not supported" {
+			t.Errorf("answer: %v", err)
+		}
+	}
+}
+
+// TestStatusNumbers: the limits that are set are the limits that are told, and
+// more in stock than one request may draw is told too.
+func TestStatusNumbers(t *testing.T) {
+	r := &recorder{refused: map[string]int{}}
+	k, err := NewKME("here", map[etsi014.SAEID]etsi014.KMEID{"a": "here", "b": "there"},
+		Limits{KeySizeBits: 512, MinKeySizeBits: 128, MaxKeySizeBits: 1024, MaxKeys: 1000,
+			MaxTargets: 2}, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := k.Status(t.Context(), etsi014.Caller{SAE: "a"}, "b")
+	want := etsi014.Status{SourceKME: "here", TargetKME: "there", Initiator: "a", Target: "b",
+		KeySizeBits: 512, StoredKeys: 500, MaxKeys: 1000, MaxKeysPerRequest: 1000,
+		MaxKeySizeBits: 1024, MinKeySizeBits: 128, MaxTargets: 2,
+		Extension: map[string]any{"quietline_simulated": true}}
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("Status: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestNewKMERefusesLimits(t *testing.T) {
+	if _, err := NewKME("here", nil, Limits{MaxKeys: -1}, nil); err == nil {
+		t.Error("a KME with no keys per request is made")
 	}
 }
 
