@@ -31,6 +31,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -112,10 +113,10 @@ func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 			err = fmt.Errorf("open store %s: %w", path, err)
 		}
 	}()
-	defer fromPanic(&err)
+	defer guard(&err)()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:        opts.LockWait,
-		OpenFile:       opts.OpenFile,
+		OpenFile:       whole(opts.OpenFile),
 		FreelistType:   bolt.FreelistMapType, // a large free list makes the array form slow
 		NoFreelistSync: true,                 // one page fewer per commit; rebuilt at open
 	})
@@ -143,11 +144,17 @@ func openError(err error) error {
 	return err
 }
 
-// fromPanic turns the engine's panic over damaged pages into an error.
-func fromPanic(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("%w: %v; keep the file for inspection and start with an empty folder",
-			kms.ErrCorrupt, p)
+// guard turns the engine's panic over damaged pages into an error. So it does a
+// fault while mapped pages are read: the file was cut short under a running
+// KME, or the disk cannot read a sector.
+func guard(err *error) func() {
+	before := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(before)
+		if p := recover(); p != nil {
+			*err = fmt.Errorf("%w: %v; keep the file for inspection and start with an empty folder",
+				kms.ErrCorrupt, p)
+		}
 	}
 }
 
@@ -214,7 +221,7 @@ func (s *Store) Load(ctx context.Context, id kms.SegmentID) (sealed kms.Sealed,
 	if err := ctx.Err(); err != nil {
 		return sealed, nil, err
 	}
-	defer fromPanic(&err)
+	defer guard(&err)()
 	err = s.db.View(func(tx *bolt.Tx) error {
 		key := segmentKey(id)
 		slots := tx.Bucket(bSlots).Get(key)
@@ -254,4 +261,11 @@ func putUint64(b *bolt.Bucket, key []byte, v uint64) error {
 
 func hasPrefix(b, prefix []byte) bool {
 	return len(b) >= len(prefix) && string(b[:len(prefix)]) == string(prefix)
+}
+
+// fromPanic is guard for a deferred call without the fault.
+func fromPanic(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%w: %v", kms.ErrCorrupt, p)
+	}
 }

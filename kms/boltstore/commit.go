@@ -35,7 +35,7 @@ func (s *Store) Commit(ctx context.Context, fence kms.Fence, changes []kms.Chang
 			}
 		}
 	}()
-	defer fromPanic(&err)
+	defer guard(&err)()
 	btx, err := s.db.Begin(true)
 	if err != nil {
 		return pos, err
