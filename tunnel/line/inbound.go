@@ -14,6 +14,7 @@ type inbound struct {
 	line   *Line
 	worker *worker
 	queue  tunnel.Queue
+	mtu    int             // of the device
 	frames [1]tunnel.Frame // scratch: what a call writes
 
 	// The slices in a row that are being joined. A run ends with its
@@ -32,7 +33,9 @@ type inbound struct {
 }
 
 func newInbound(l *Line, queue tunnel.Queue) *inbound {
-	in := &inbound{line: l, worker: l.open, queue: queue, rows: l.cfg.Device.Caps().UDP}
+	in := &inbound{line: l, worker: l.open, queue: queue}
+	caps := l.cfg.Device.Caps()
+	in.rows, in.mtu = caps.UDP, caps.MTU
 	in.run.data = make([]byte, 0, frameLen)
 	in.run.first = -1
 	return in
@@ -41,6 +44,7 @@ func newInbound(l *Line, queue tunnel.Queue) *inbound {
 // burst takes the datagrams of a burst, and hands over all that they hold.
 func (in *inbound) burst(b Burst) {
 	heard := false
+	in.mtu = in.line.cfg.Device.Caps().MTU // it follows the path
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
 		heard = in.datagram(data[:n:n]) || heard
@@ -117,6 +121,7 @@ func (in *inbound) record(h wire.Header, record []byte) {
 	case wire.Whole:
 		in.endRun()
 		in.endRow()
+		segment.ClampMSS(body, in.mtu, false)
 		in.write(tunnel.Frame{Data: body}, 1)
 	case wire.Pack:
 		in.endRun()
@@ -139,6 +144,7 @@ func (in *inbound) unpack(body []byte) {
 // small hands over one packet of a pack, with its neighbours if they are of
 // one flow.
 func (in *inbound) small(packet []byte) {
+	segment.ClampMSS(packet, in.mtu, false)
 	if !in.rows {
 		in.write(tunnel.Frame{Data: packet}, 1)
 		return

@@ -15,6 +15,7 @@ type outbound struct {
 	frames  []tunnel.Frame
 
 	epoch *sending // of the present batch; nil = blocked
+	mtu   int      // of the device
 	limit int      // bytes of record that fit the path
 
 	// The burst under way: datagrams of equal size in a row, the last of which
@@ -62,7 +63,8 @@ func (o *outbound) batch(frames []tunnel.Frame) {
 		}
 		return
 	}
-	o.limit = min(wire.PrefixLen+o.line.cfg.Device.Caps().MTU,
+	o.mtu = o.line.cfg.Device.Caps().MTU
+	o.limit = min(wire.PrefixLen+o.mtu,
 		wire.MaxDatagram-wire.HeaderLen-wire.TagLen)
 	for i := range frames {
 		o.frame(o.buffers[i], &frames[i])
@@ -112,6 +114,7 @@ func (o *outbound) packet(buf []byte, f *tunnel.Frame) {
 		return
 	}
 	unfinished := f.GSO.Flags&segment.NeedsChecksum != 0
+	segment.ClampMSS(f.Data, o.mtu, unfinished)
 	if small := len(f.Data) <= o.limit/2; small {
 		if unfinished {
 			segment.Finish(f) // short, and every record byte saved is a datagram later
