@@ -32,6 +32,7 @@ func script(t *testing.T, verb string) {
 			"awaitSocket": awaitSocket,
 			"random":      random,
 			"pki":         certificates,
+			"spoilAudit":  spoilAudit,
 		},
 		RequireExplicitExec: true,
 	})

@@ -3,6 +3,8 @@ package audit
 import (
 	"fmt"
 	"iter"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -41,6 +43,9 @@ var actions = map[kms.Op]string{
 	kms.OpTurn: "turn epoch", kms.OpNote: "note",
 }
 
+// A claim's action tells the side.
+const toInitiator, toTarget = "deliver to initiator", "deliver to target"
+
 // Lines are a record's changes, one each.
 func Lines(rec kms.Record) []Line {
 	lines := make([]Line, 0, len(rec.Changes))
@@ -60,9 +65,9 @@ func Lines(rec kms.Record) []Line {
 			l.SAE, l.Targets = c.Grant.Initiator, c.Grant.Targets
 		case kms.OpClaim:
 			if c.Role == kms.RoleInitiator {
-				l.Action = "deliver to initiator"
+				l.Action = toInitiator
 			} else {
-				l.Action = "deliver to target"
+				l.Action = toTarget
 			}
 		}
 		lines = append(lines, l)
@@ -104,4 +109,57 @@ func Verify(log iter.Seq2[kms.Record, error]) (kms.Position, error) {
 		at = rec.Position
 	}
 	return at, nil
+}
+
+// Actions are the words that a Line's Action may be, sorted.
+func Actions() []string {
+	words := []string{toInitiator, toTarget}
+	for op, a := range actions {
+		if op != kms.OpClaim {
+			words = append(words, a)
+		}
+	}
+	slices.Sort(words)
+	return words
+}
+
+// String is the line for a person: time, record, action, and what is told of
+// it as name=value.
+func (l Line) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s #%d %s", l.At.UTC().Format("2006-01-02T15:04:05.000Z"), l.Record, l.Action)
+	text := func(name, v string) {
+		if v != "" {
+			fmt.Fprintf(&b, " %s=%s", name, v)
+		}
+	}
+	number := func(name string, v uint64) {
+		if v != 0 {
+			fmt.Fprintf(&b, " %s=%d", name, v)
+		}
+	}
+	text("link", string(l.Link))
+	if l.Segment != 0 || l.Generation != 0 {
+		fmt.Fprintf(&b, " segment=%d/%d", l.Generation, l.Segment)
+	}
+	if l.Slots != 0 {
+		fmt.Fprintf(&b, " slots=%d+%d", l.First, l.Slots)
+	}
+	number("bits", uint64(l.SizeBits))
+	text("sae", string(l.SAE))
+	for _, t := range l.Targets {
+		text("target", string(t))
+	}
+	text("peer_kme", string(l.Peer))
+	text("owner", string(l.Owner))
+	number("incarnation", l.Incarnation)
+	number("epoch", l.Epoch)
+	number("count", l.Count)
+	if l.Simulated {
+		b.WriteString(" simulated")
+	}
+	if l.Reason != "" {
+		fmt.Fprintf(&b, " reason=%q", l.Reason)
+	}
+	return b.String()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,21 @@ func TestVerify(t *testing.T) {
 		}
 		if err != nil && (!errors.Is(err, kms.ErrCorrupt) || !strings.Contains(err.Error(), c.text)) {
 			t.Errorf("%s: %v, want %q", name, err, c.text)
+		}
+	}
+}
+
+func TestLineForPeople(t *testing.T) {
+	at := time.Date(2026, 11, 21, 1, 2, 3, 4e6, time.UTC)
+	lines := Lines(kms.Record{Position: kms.Position{Length: 7}, At: at, Changes: everyChange})
+	want := "2026-11-21T01:02:03.004Z #7 grant link=l segment=2/9 slots=1+4 bits=512 sae=a " +
+		"target=b target=c"
+	if got := lines[6].String(); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+	for _, l := range lines {
+		if strings.Contains(l.String(), "\n") || !slices.Contains(Actions(), l.Action) {
+			t.Errorf("action %q, line %q", l.Action, l)
 		}
 	}
 }

@@ -158,6 +158,9 @@ func (s *Store) records(ctx context.Context, from uint64) (batch []kms.Record, e
 		if prev.Length == end.Length && from < end.Length && prev != end {
 			return fmt.Errorf("record %d: %w: the last record is another", end.Length, kms.ErrCorrupt)
 		}
+		if k, _ := c.Seek(logKey(end.Length + 1)); k != nil && len(batch) == 0 {
+			return fmt.Errorf("record %d: %w: it stands after the last", end.Length+1, kms.ErrCorrupt)
+		}
 		return nil
 	})
 	return batch, err

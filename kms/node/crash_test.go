@@ -393,7 +393,7 @@ func TestKilledUnderLoad(t *testing.T) {
 // it as delivered, once.
 func (j *journal) compare(t *testing.T, p *process) {
 	t.Helper()
-	store, err := boltstore.Open(filepath.Join(p.cfg.Dir, storeFile), p.cfg.KME, boltstore.Options{})
+	store, err := boltstore.Open(filepath.Join(p.cfg.Dir, StoreFile), p.cfg.KME, boltstore.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

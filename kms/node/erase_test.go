@@ -100,7 +100,7 @@ func keep(t *testing.T, s *site, copies map[kms.SegmentID][]kms.Sealed) {
 func openable(t *testing.T, cfg Config, copies map[kms.SegmentID][]kms.Sealed,
 	want map[string]bool) int {
 	t.Helper()
-	db, err := os.ReadFile(filepath.Join(cfg.Dir, storeFile))
+	db, err := os.ReadFile(filepath.Join(cfg.Dir, StoreFile))
 	if err != nil {
 		t.Fatal(err)
 	}

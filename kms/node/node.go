@@ -39,11 +39,11 @@ import (
 	"github.com/quietline/quietline/kms/peer"
 )
 
-// Files in the state folder.
-const (
-	storeFile = "kms.db"
-	epochFile = "epoch.keys"
-)
+// StoreFile is the name of the store (see boltstore) in the state folder.
+const StoreFile = "kms.db"
+
+// epochFile holds the epoch keys, see keyring; it lies beside the store.
+const epochFile = "epoch.keys"
 
 // Peer is another KME.
 type Peer struct {
@@ -161,7 +161,7 @@ func Open(cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open KME: %w", err)
 	}
-	store, err := boltstore.Open(filepath.Join(cfg.Dir, storeFile), cfg.KME, boltstore.Options{})
+	store, err := boltstore.Open(filepath.Join(cfg.Dir, StoreFile), cfg.KME, boltstore.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -55,34 +55,14 @@ func (c *Client) Eve(ctx context.Context, fraction float64) error {
 }
 
 func (c *Client) call(ctx context.Context, method, name string, in, out any) error {
-	body, err := json.Marshal(in)
+	res, err := c.send(ctx, method, name, in)
 	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
-	}
-	target := "http://daemon/v1/" + name
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
-	if err != nil {
-		return fmt.Errorf("ask %s: %w", name, err)
-	}
-	res, err := c.http.Do(req)
-	if err != nil {
-		var u *url.Error
-		if errors.As(err, &u) {
-			err = u.Err // without the URL, which is ours and tells nothing
-		}
-		return fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
+		return err
 	}
 	defer res.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(res.Body, maxStatus))
 	if err != nil {
 		return fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
-	}
-	if res.StatusCode != http.StatusOK {
-		var no refusal
-		if json.Unmarshal(data, &no) != nil || no.Message == "" {
-			no.Message = res.Status
-		}
-		return fmt.Errorf("ask %s: %w: %s", name, ErrRefused, no.Message)
 	}
 	if out == nil {
 		return nil
@@ -91,4 +71,38 @@ func (c *Client) call(ctx context.Context, method, name string, in, out any) err
 		return fmt.Errorf("ask %s: read answer: %w", name, err)
 	}
 	return nil
+}
+
+// send asks, and returns an answer that is no refusal; the caller closes it.
+func (c *Client) send(ctx context.Context, method, name string, in any) (*http.Response, error) {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", name, err)
+	}
+	target := "http://daemon/v1/" + name
+	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w", name, err)
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // without the URL, which is ours and tells nothing
+		}
+		return nil, fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
+	}
+	if res.StatusCode == http.StatusOK {
+		return res, nil
+	}
+	defer res.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxStatus))
+	if err != nil {
+		return nil, fmt.Errorf("ask %s: %w at %s: %w", name, ErrDown, c.path, err)
+	}
+	var no refusal
+	if json.Unmarshal(data, &no) != nil || no.Message == "" {
+		no.Message = res.Status
+	}
+	return nil, fmt.Errorf("ask %s: %w: %s", name, ErrRefused, no.Message)
 }

@@ -8,6 +8,7 @@
 //	POST /v1/rekey   {}                   line: begin a new epoch
 //	POST /v1/fibre   {"up": false}        sim: cut or restore the fibre
 //	POST /v1/eve     {"fraction": 1.0}    sim: intercept and resend
+//	GET  /v1/audit                        kme: its audit log, a record a line
 //
 // A refusal is {"message": …, "hint": …} with a status of 4xx or 5xx.
 //
@@ -23,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -31,6 +33,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/kms"
 )
 
 // Errors of this package.
@@ -56,6 +60,8 @@ type Door struct {
 	Rekey  func() error
 	Fibre  func(up bool) error
 	Eve    func(fraction float64) error
+	// Audit reads the audit log from its beginning.
+	Audit func(ctx context.Context) iter.Seq2[kms.Record, error]
 }
 
 // Server is a door that is open. Make it with [Listen].
@@ -241,6 +247,9 @@ func (d Door) handler() http.Handler {
 				return d.Eve(*req.Fraction)
 			})
 		})
+	}
+	if d.Audit != nil {
+		mux.HandleFunc("GET /v1/audit", d.audit)
 	}
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "this daemon has no "+r.Method+" "+r.URL.Path, "")

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"iter"
 	"net"
 	"net/http"
 	"os"
@@ -42,7 +43,10 @@ func KME(ctx context.Context, env Env) error {
 	}
 	var m keyManager // set before the control door answers
 	parts, closeDoors, err := env.doors(k.ID, k.Control, k.Metrics,
-		control.Door{Status: func() control.Status { return m.status() }})
+		control.Door{Status: func() control.Status { return m.status() },
+			Audit: func(ctx context.Context) iter.Seq2[kms.Record, error] {
+				return m.node.Audit(ctx, 0)
+			}})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,140 @@
+package boltstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/audit"
+	"github.com/quietline/quietline/kms/storetest"
+)
+
+// logOf makes a store whose log has n records and returns its path.
+func logOf(t *testing.T, n int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "kms.db")
+	s := openAt(t, path, Options{})
+	defer s.Close()
+	lease, err := s.Lease(t.Context(), "", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if _, err := s.Commit(context.Background(), lease.Fence, []kms.Change{{Op: kms.OpNote,
+			SAE: "sae-a", Reason: "quota", Count: uint64(i + 1)}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return path
+}
+
+// TestVerifyFindsEveryDamage: a changed, missing, added or moved record is
+// found and named, on a store that nothing writes to.
+func TestVerifyFindsEveryDamage(t *testing.T) {
+	get := func(b *bolt.Bucket, n uint64) []byte { return append([]byte(nil), b.Get(logKey(n))...) }
+	for name, c := range map[string]struct {
+		spoil func(log, meta *bolt.Bucket) error
+		good  uint64
+		text  string
+	}{
+		"nothing": {func(_, _ *bolt.Bucket) error { return nil }, 9, ""},
+		"a byte changed": {func(log, _ *bolt.Bucket) error {
+			v := get(log, 4)
+			v[9] ^= 1
+			return log.Put(logKey(4), v)
+		}, 3, "record 4"},
+		"a hash changed": {func(log, _ *bolt.Bucket) error {
+			v := get(log, 4)
+			v[len(v)-1] ^= 1
+			return log.Put(logKey(4), v)
+		}, 3, "record 4"},
+		"cut short": {func(log, _ *bolt.Bucket) error { return log.Put(logKey(5), get(log, 5)[:20]) },
+			4, "record 5"},
+		"removed": {func(log, _ *bolt.Bucket) error { return log.Delete(logKey(6)) },
+			5, "record 6: stored bytes are damaged: it is missing"},
+		"the last removed": {func(log, _ *bolt.Bucket) error { return log.Delete(logKey(9)) },
+			8, "record 9"},
+		"removed and closed up": {func(log, meta *bolt.Bucket) error {
+			for n := uint64(6); n < 9; n++ {
+				if err := log.Put(logKey(n), get(log, n+1)); err != nil {
+					return err
+				}
+			}
+			return log.Delete(logKey(9))
+		}, 5, "record 6"},
+		"two swapped": {func(log, _ *bolt.Bucket) error {
+			a, b := get(log, 3), get(log, 4)
+			return errors.Join(log.Put(logKey(3), b), log.Put(logKey(4), a))
+		}, 2, "record 3"},
+		"one added at the end": {func(log, _ *bolt.Bucket) error {
+			return log.Put(logKey(10), get(log, 9))
+		}, 9, "record 10"},
+		"the position is of an older log": {func(_, meta *bolt.Bucket) error {
+			v := append([]byte(nil), meta.Get(kPosition)...)
+			binary.BigEndian.PutUint64(v, 7)
+			return meta.Put(kPosition, v)
+		}, 7, "record 7: stored bytes are damaged: the last record is another"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := logOf(t, 9)
+			s := openAt(t, path, Options{})
+			if err := s.db.Update(func(tx *bolt.Tx) error {
+				return c.spoil(tx.Bucket(bLog), tx.Bucket(bMeta))
+			}); err != nil {
+				t.Fatal(err)
+			}
+			s.Close()
+			before, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r, err := OpenRead(path, storetest.Self)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at, err := audit.Verify(r.Scan(t.Context(), 0))
+			if at.Length != c.good || (err == nil) != (c.text == "") {
+				t.Errorf("%d records are good, want %d; %v", at.Length, c.good, err)
+			}
+			if err != nil && (!errors.Is(err, kms.ErrCorrupt) || !strings.Contains(err.Error(), c.text)) {
+				t.Errorf("%v\nwant %q", err, c.text)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+			if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {
+				t.Errorf("reading changed the file, or %v", err)
+			}
+		})
+	}
+}
+
+func TestOpenReadRefuses(t *testing.T) {
+	path := logOf(t, 1)
+	if _, err := OpenRead(path, "kme-else"); !errors.Is(err, kms.ErrForeign) {
+		t.Errorf("another KME's: %v", err)
+	}
+	gone := filepath.Join(t.TempDir(), "none.db")
+	if _, err := OpenRead(gone, storetest.Self); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	if _, err := os.Stat(gone); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file was made: %v", err)
+	}
+	s, err := OpenRead(path, storetest.Self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Commit(t.Context(), 1, []kms.Change{{Op: kms.OpNote}}); err == nil {
+		t.Error("a store opened for reading takes a commit")
+	}
+}
