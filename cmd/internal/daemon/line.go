@@ -167,16 +167,40 @@ func readBundle(cfg *config.Line) (*bundle.Bundle, error) {
 	return peer, nil
 }
 
-// follow takes up renewed certificates. A connection that stands goes on with
-// the old one: nothing in flight is lost.
+// follow takes up renewed certificates. Idle connections are closed then, for
+// they still show the old one, which ends one day; a call in flight goes on.
 func (e *lineEnd) follow(log *slog.Logger) part {
 	return func(ctx context.Context) error {
 		if e.keys == nil {
 			<-ctx.Done()
 			return nil
 		}
-		e.keys.live.Follow(ctx, followEvery, log)
-		return nil
+		return together(ctx, e.dropOld, func(ctx context.Context) error {
+			e.keys.live.Follow(ctx, followEvery, log)
+			return nil
+		})
+	}
+}
+
+// dropOld closes idle connections at the first two looks after a certificate
+// was loaded: the second reaches those that were busy at the first.
+func (e *lineEnd) dropOld(ctx context.Context) error {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	seen, left := e.keys.live.Stats().Expires, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		if now := e.keys.live.Stats().Expires; !now.Equal(seen) {
+			seen, left = now, 2
+		}
+		if left > 0 {
+			left--
+			e.keys.client.Close()
+		}
 	}
 }
 

@@ -219,16 +219,8 @@ func TestPrintedCommandsOnly(t *testing.T) {
 	a, b := machines(t)
 	begun := time.Now()
 	atA, atB := enrol(t, a, b)
-	for _, s := range []struct {
-		*site
-		told string
-	}{{a, atA}, {b, atB}} {
-		for _, daemon := range []string{"quietline sim", "quietline kme", "quietline line"} {
-			for _, line := range printedAll(s.told, daemon) {
-				s.start(line, "")
-			}
-		}
-	}
+	a.daemons(atA)
+	b.daemons(atB)
 	inner := addresses(t, a, b)
 	got := talk(t, a, b, inner)
 	took := time.Since(begun)
@@ -245,6 +237,16 @@ func TestPrintedCommandsOnly(t *testing.T) {
 		}
 	}
 	t.Logf("from two empty machines to encrypted traffic in %v", took.Round(time.Millisecond))
+}
+
+// daemons starts what was printed.
+func (s *site) daemons(told string) {
+	s.t.Helper()
+	for _, daemon := range []string{"quietline sim", "quietline kme", "quietline line"} {
+		for _, line := range printedAll(told, daemon) {
+			s.start(line, "")
+		}
+	}
 }
 
 // addresses are those inside the line.
