@@ -46,6 +46,17 @@ var (
 // ErrStopped: a write failed earlier; nothing is certain until a restart.
 var ErrStopped = errors.New("store has stopped after a failed write")
 
+// What an SAE's allowance refuses; each is the cause of an etsi014.Error that
+// says when to ask again.
+var (
+	// ErrRate: more calls or keys a second than the SAE may have.
+	ErrRate = errors.New("rate of the SAE is reached")
+	// ErrQuota: the SAE has drawn its share of the stock.
+	ErrQuota = errors.New("share of the SAE is drawn")
+	// ErrReserve: what is left is kept for other SAEs.
+	ErrReserve = errors.New("stock is reserved for other SAEs")
+)
+
 // refusals are the errors after which a store is as it was before.
 var refusals = []error{
 	ErrFenced, ErrClaimed, ErrState, ErrSession, ErrGrant, ErrNoSegment, ErrSeen, ErrChange,
@@ -72,6 +83,12 @@ func refusalReason(err error) string {
 	case errors.Is(err, etsi014.ErrRequest), errors.Is(err, etsi014.ErrSize),
 		errors.Is(err, etsi014.ErrMandatory):
 		return "bad request"
+	case errors.Is(err, ErrRate):
+		return "rate"
+	case errors.Is(err, ErrQuota):
+		return "quota"
+	case errors.Is(err, ErrReserve):
+		return "reserve"
 	}
 	return ""
 }

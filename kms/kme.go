@@ -31,7 +31,8 @@ type Pool interface {
 	// durably, all or none, in that order. The caller clears them.
 	Fetch(ctx context.Context, initiator, target etsi014.SAEID, ids []etsi014.KeyID) (
 		[]etsi014.Key, error)
-	// Stock tells what Draw could yield.
+	// Stock tells what Draw could yield. Without an initiator it tells what is
+	// granted to nobody yet.
 	Stock(ctx context.Context, shape Shape) (Stock, error)
 	// Refused counts a request that was turned away, for the audit log.
 	Refused(sae etsi014.SAEID, reason string)
@@ -44,6 +45,8 @@ type Limits struct {
 	MaxKeySizeBits int // 4096
 	MaxKeys        int // of one request; 128
 	MaxTargets     int // additional targets of one request; 4
+	// Allowances of single SAEs of this KME; one that is not here has none.
+	Allowances map[etsi014.SAEID]Allowance
 }
 
 func (l Limits) withDefaults() Limits {
@@ -79,16 +82,22 @@ func (l Limits) Validate() error {
 	case l.MaxTargets < 0 || l.MaxTargets > 15:
 		return fmt.Errorf("%d additional targets is outside 0 to 15", l.MaxTargets)
 	}
+	for sae, a := range l.Allowances {
+		if err := a.Validate(); err != nil {
+			return fmt.Errorf("allowance of %q: %w", sae, err)
+		}
+	}
 	return nil
 }
 
 // KME answers what stands behind the ETSI 014 door for the SAEs of one KME. It
 // is safe for concurrent use.
 type KME struct {
-	self   etsi014.KMEID
-	saes   map[etsi014.SAEID]etsi014.KMEID
-	limits Limits
-	pool   Pool
+	self     etsi014.KMEID
+	saes     map[etsi014.SAEID]etsi014.KMEID
+	limits   Limits
+	pool     Pool
+	accounts *accounts
 }
 
 var _ etsi014.KME = (*KME)(nil)
@@ -100,13 +109,22 @@ func NewKME(self etsi014.KMEID, saes map[etsi014.SAEID]etsi014.KMEID, limits Lim
 	if err := limits.Validate(); err != nil {
 		return nil, err
 	}
-	return &KME{self: self, saes: saes, limits: limits.withDefaults(), pool: pool}, nil
+	for sae := range limits.Allowances {
+		if at, ok := saes[sae]; !ok || at != self {
+			return nil, fmt.Errorf("allowance of %q: the SAE is not served by this KME", sae)
+		}
+	}
+	return &KME{self: self, saes: saes, limits: limits.withDefaults(), pool: pool,
+		accounts: newAccounts(limits.Allowances, time.Now())}, nil
 }
 
 // Status implements etsi014.KME.
 func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID) (
 	etsi014.Status, error) {
-	err := k.pair(who.SAE, peer)
+	err := k.accounts.call(who.SAE)
+	if err == nil {
+		err = k.pair(who.SAE, peer)
+	}
 	if err == nil {
 		err = k.apart([]etsi014.SAEID{peer})
 	}
@@ -114,6 +132,9 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
 	stock, err := k.pool.Stock(ctx, Shape{who.SAE, []etsi014.SAEID{peer}, k.limits.KeySizeBits})
+	if err == nil {
+		stock.Keys, err = k.drawable(ctx, who.SAE, peer, stock.Keys)
+	}
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
@@ -132,11 +153,14 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 // Keys implements etsi014.KME.
 func (k *KME) Keys(ctx context.Context, who etsi014.Caller, req etsi014.KeyRequest) (
 	etsi014.Container, error) {
+	if err := k.accounts.call(who.SAE); err != nil {
+		return etsi014.Container{}, k.refuse(who.SAE, err)
+	}
 	shape, n, err := k.shape(who.SAE, req)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
-	keys, err := k.pool.Draw(ctx, shape, n)
+	keys, err := k.draw(ctx, shape, n)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
@@ -146,7 +170,10 @@ func (k *KME) Keys(ctx context.Context, who etsi014.Caller, req etsi014.KeyReque
 // KeysByID implements etsi014.KME.
 func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRequest) (
 	etsi014.Container, error) {
-	err := k.pair(who.SAE, req.Initiator)
+	err := k.accounts.call(who.SAE)
+	if err == nil {
+		err = k.pair(who.SAE, req.Initiator)
+	}
 	switch {
 	case err != nil:
 	case len(req.IDs) == 0:

@@ -120,6 +120,9 @@ type Grant struct {
 	Targets      []etsi014.SAEID
 }
 
+// slotBytes is the length of a slot in the protocol, bytes: peer.SlotBytes.
+const slotBytes = 32
+
 // KeySlots is the number of whole slots that a key of sizeBits takes.
 func KeySlots(sizeBits, slotBytes int) int {
 	return (sizeBits + 8*slotBytes - 1) / (8 * slotBytes)
