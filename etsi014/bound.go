@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 )
 
@@ -17,8 +18,9 @@ type Bounds struct {
 	Held int
 	// Newcomers is how many of them may be without their first request yet:
 	// in the handshake, or silent; 512, a hundred thousand handshakes a second
-	// at 5 ms each. When they are, the oldest of them is closed, so that a
-	// flood of handshakes that do not end cannot lock out those that do.
+	// at 5 ms each. When they are, the oldest of the address (IPv6: the /64
+	// network) that has the most of them is closed, so that a flood costs its
+	// own address and not the others.
 	Newcomers int
 }
 
@@ -35,7 +37,8 @@ func (b Bounds) withDefaults() Bounds {
 // Bound makes a server of NewServer keep to bounds. It is called before s
 // serves; a ConnState hook that s has keeps working.
 func Bound(s *http.Server, bounds Bounds) {
-	b := &bound{Bounds: bounds.withDefaults(), at: make(map[net.Conn]place)}
+	b := &bound{Bounds: bounds.withDefaults(), at: make(map[net.Conn]place),
+		from: make(map[netip.Prefix]int)}
 	before := s.ConnState
 	s.ConnState = func(c net.Conn, state http.ConnState) {
 		if before != nil {
@@ -52,8 +55,9 @@ type bound struct {
 	Bounds
 	mu   sync.Mutex // guards what follows
 	at   map[net.Conn]place
-	newb list.List // before the first request, oldest first
-	idle list.List // between two requests, longest first
+	newb list.List            // before the first request, oldest first
+	from map[netip.Prefix]int // how many of newb come from where
+	idle list.List            // between two requests, longest first
 }
 
 // place is where a connection stands; a busy one is in no list.
@@ -83,7 +87,7 @@ func (b *bound) enter(c net.Conn) (victim net.Conn) {
 	full := len(b.at) >= b.Held
 	switch {
 	case b.newb.Len() >= b.Newcomers:
-		victim = b.newb.Front().Value.(net.Conn)
+		victim = b.oldest()
 	case full && b.idle.Len() > 0:
 		victim = b.idle.Front().Value.(net.Conn)
 	case full:
@@ -93,7 +97,37 @@ func (b *bound) enter(c net.Conn) (victim net.Conn) {
 		b.drop(victim) // here and now: its StateClosed may be long in coming
 	}
 	b.at[c] = place{&b.newb, b.newb.PushBack(c)}
+	b.from[source(c)]++
 	return victim
+}
+
+// oldest newcomer of the address that has the most of them.
+func (b *bound) oldest() net.Conn {
+	most := 0
+	for _, n := range b.from {
+		most = max(most, n)
+	}
+	for e := b.newb.Front(); ; e = e.Next() { // ends: b.from counts b.newb
+		if c := e.Value.(net.Conn); b.from[source(c)] == most {
+			return c
+		}
+	}
+}
+
+// source is where a connection comes from: an IPv4 address, or the IPv6
+// network of which one machine may have every address.
+func source(c net.Conn) netip.Prefix {
+	a, _ := c.RemoteAddr().(*net.TCPAddr)
+	if a == nil {
+		return netip.Prefix{}
+	}
+	ip := a.AddrPort().Addr().Unmap()
+	bits := 32
+	if ip.Is6() {
+		bits = 64
+	}
+	p, _ := ip.Prefix(bits)
+	return p
 }
 
 // move puts a known connection into another list; nil is none.
@@ -104,6 +138,13 @@ func (b *bound) move(c net.Conn, to *list.List) {
 	}
 	if p.in != nil {
 		p.in.Remove(p.e)
+	}
+	if p.in == &b.newb {
+		if from := source(c); b.from[from] > 1 {
+			b.from[from]--
+		} else {
+			delete(b.from, from)
+		}
 	}
 	p = place{in: to}
 	if to != nil {

@@ -1,6 +1,7 @@
 package etsi014_test
 
 import (
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -22,10 +23,11 @@ func bounded(t *testing.T, b etsi014.Bounds) *world {
 	return w
 }
 
-// connect opens TCP and says nothing.
-func connect(t *testing.T, w *world) net.Conn {
+// connect opens TCP from an address of this machine and says nothing.
+func connect(t *testing.T, w *world, from string) net.Conn {
 	t.Helper()
-	c, err := net.Dial("tcp", w.addr)
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	c, err := d.Dial("tcp", w.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,12 +56,17 @@ func TestBoundOnNewcomers(t *testing.T) {
 	if _, err := kept.Status(t.Context(), "kochi"); err != nil {
 		t.Fatal(err)
 	}
+	early := connect(t, w, "127.0.0.1") // slow, and no part of the flood
 	var silent []net.Conn
 	for range 10 {
-		silent = append(silent, connect(t, w))
+		silent = append(silent, connect(t, w, "127.0.0.2"))
 	}
-	for _, c := range silent[:7] {
+	for _, c := range silent[:8] {
 		ended(t, c)
+	}
+	late := tls.Client(early, w.tls("tokyo"))
+	if err := late.HandshakeContext(t.Context()); err != nil {
+		t.Errorf("the flood of another address costs a slow client its place: %v", err)
 	}
 	for _, c := range []*etsi014.Client{kept, w.client(t, "osaka")} {
 		if _, err := c.Status(t.Context(), "kochi"); err != nil {
@@ -108,7 +115,7 @@ func TestBoundKeepsTheBusy(t *testing.T) {
 	go func() { done <- w.send(t, "tokyo", "GET", "/", "") }()
 	<-arrived
 	for range 3 {
-		ended(t, connect(t, w))
+		ended(t, connect(t, w, "127.0.0.1"))
 	}
 	close(leave)
 	if r := <-done; r.code != 200 {
@@ -119,5 +126,23 @@ func TestBoundKeepsTheBusy(t *testing.T) {
 	}
 	if seen != 4 {
 		t.Errorf("the hook that was there saw %d connections", seen)
+	}
+}
+
+// IPv6 networks of one machine count as one address.
+func TestBoundCountsNetworks(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		same bool
+	}{
+		{"192.0.2.1", "192.0.2.1", true},
+		{"192.0.2.1", "192.0.2.2", false},
+		{"192.0.2.1", "::ffff:192.0.2.1", true},
+		{"2001:db8::1", "2001:db8::2:3", true},
+		{"2001:db8::1", "2001:db8:0:1::1", false},
+	} {
+		if got := etsi014.SameSource(tt.a, tt.b); got != tt.same {
+			t.Errorf("%s and %s: %v", tt.a, tt.b, got)
+		}
 	}
 }
