@@ -22,6 +22,9 @@ type owner struct {
 	quiet   time.Time            // since when nothing has been sent
 	alive   bool
 	pending int // calls to the key manager under way
+
+	widest int  // MTU of the device at the start
+	narrow bool // the path takes less than the device can say
 }
 
 // prepared is an epoch that can be sent in.
@@ -41,7 +44,8 @@ const maxCalls = 8
 // owner is the goroutine of the machine.
 func (l *Line) owner(ctx context.Context) {
 	o := &owner{Line: l, ctx: ctx, ready: map[uint32]*prepared{},
-		record: make([]byte, 0, wire.HeaderLen+1+wire.TagLen), quiet: time.Now()}
+		record: make([]byte, 0, wire.HeaderLen+1+wire.TagLen), quiet: time.Now(),
+		widest: l.cfg.Device.Caps().MTU}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	tick := time.NewTicker(min(tickEvery, l.cfg.Keepalive))
@@ -84,8 +88,9 @@ func (o *owner) read(m mail) {
 	}
 }
 
-// tick reports the volume and keeps the line from falling silent.
+// tick fits the device to the path, reports the volume and keeps the line from falling silent.
 func (o *owner) tick() {
+	o.fitPath()
 	o.step(rekey.Input{})
 	now := time.Now()
 	s := o.Stats()

@@ -3,6 +3,7 @@ package line
 import (
 	"encoding/binary"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,10 @@ type udpConn struct {
 	segment bool         // the kernel knows UDP_SEGMENT
 	refused atomic.Int64 // when it last failed on this route, Unix nanoseconds
 	gather  bool         // the kernel knows UDP_GRO
+
+	remote   netip.Addr
+	six      bool        // IPv6 outside
+	fragment atomic.Bool // the kernel may cut datagrams into fragments
 
 	in  message // the reading goroutine's
 	mu  sync.Mutex
@@ -57,7 +62,9 @@ func newUDP(c *net.UDPConn) (*udpConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &udpConn{conn: c, raw: raw, waiter: waiter}
+	peer := c.RemoteAddr().(*net.UDPAddr).AddrPort().Addr()
+	u := &udpConn{conn: c, raw: raw, waiter: waiter, remote: peer,
+		six: !peer.Unmap().Is4()}
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		failed = raiseBuffers(int(fd))
@@ -67,6 +74,9 @@ func newUDP(c *net.UDPConn) (*udpConn, error) {
 	})
 	if err == nil {
 		err = failed
+	}
+	if err == nil {
+		err = u.AllowFragments(false)
 	}
 	u.in.call, u.out.call = u.receive, u.send
 	for _, m := range []*message{&u.in, &u.out} {
@@ -158,7 +168,7 @@ func (m *message) segmentSize() int {
 func (u *udpConn) Write(b Burst) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if len(b.Data) > b.Size && u.segments() {
+	if len(b.Data) > b.Size && u.segments() && !u.fragment.Load() {
 		err := u.sendmsg(b.Data, b.Size)
 		if err != unix.EIO && err != unix.EINVAL {
 			return result(err)

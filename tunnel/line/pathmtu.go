@@ -1,0 +1,115 @@
+package line
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/quietline/quietline/tunnel/wire"
+)
+
+// leastMTU is what the device keeps however narrow the path says it is: IPv6
+// has no less (RFC 8200 section 5), and the ICMP that speaks for the path is
+// not authenticated. Datagrams too large for such a path go out in fragments.
+const leastMTU = 1280
+
+// maxPacket is the largest IPv4 packet, RFC 791 section 3.1.
+const maxPacket = 65535
+
+// routed is a Conn that knows how wide its path is.
+type routed interface {
+	// PathMTU is the largest packet, outer headers included, that the path
+	// takes as far as the kernel has heard, in bytes.
+	PathMTU() (int, error)
+	// InnerMTU is the MTU of a device whose packets fit such a path.
+	InnerMTU(pathMTU int) (int, error)
+	// AllowFragments tells whether the kernel may cut datagrams that the path
+	// does not take; otherwise they carry DF and Write fails for them.
+	AllowFragments(allow bool) error
+}
+
+// PathMTU implements routed: it follows the interface's MTU and the ICMP
+// messages that the kernel believes (RFC 1191, RFC 8201), and forgets after ten
+// minutes what these said (net.ipv4.route.mtu_expires).
+func (u *udpConn) PathMTU() (mtu int, err error) {
+	cerr := u.raw.Control(func(fd uintptr) {
+		if u.six {
+			mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU)
+		} else {
+			mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU)
+		}
+	})
+	if cerr != nil {
+		return 0, cerr
+	}
+	// The loopback interface says 65536, which no IP packet has.
+	return min(mtu, maxPacket), os.NewSyscallError("getsockopt", err)
+}
+
+// InnerMTU implements routed.
+func (u *udpConn) InnerMTU(pathMTU int) (int, error) {
+	return wire.InnerMTU(pathMTU, u.remote)
+}
+
+// AllowFragments implements routed. A burst of several datagrams is never cut,
+// so none is sent as such meanwhile.
+func (u *udpConn) AllowFragments(allow bool) (err error) {
+	cerr := u.raw.Control(func(fd uintptr) {
+		level, option, do, want := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
+			unix.IP_PMTUDISC_DO, unix.IP_PMTUDISC_WANT
+		if u.six {
+			level, option, do, want = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
+				unix.IPV6_PMTUDISC_DO, unix.IPV6_PMTUDISC_WANT
+		}
+		if allow {
+			do = want
+		}
+		err = unix.SetsockoptInt(int(fd), level, option, do)
+	})
+	if cerr != nil {
+		return cerr
+	}
+	if err != nil {
+		return fmt.Errorf("set path MTU discovery: %w", err)
+	}
+	u.fragment.Store(allow)
+	return nil
+}
+
+// fitPath gives the device the MTU that the path takes, between leastMTU and
+// what it had at the start. Then the host answers packets that are too large
+// with ICMP itself, and its own TCP sends smaller ones.
+func (o *owner) fitPath() {
+	conn, ok := o.cfg.Conn.(routed)
+	if !ok {
+		return
+	}
+	path, err := conn.PathMTU()
+	if err != nil {
+		return // no route now: nothing new is known
+	}
+	inner, err := conn.InnerMTU(path)
+	least := min(leastMTU, o.widest)
+	narrow := err != nil || inner < least
+	if narrow {
+		inner = least
+	}
+	inner = min(inner, o.widest)
+	if narrow != o.narrow {
+		if err := conn.AllowFragments(narrow); err != nil {
+			o.log.Error("path does not fit", "mtu", path, "err", err)
+			return
+		}
+		o.narrow = narrow
+	}
+	was := o.cfg.Device.Caps().MTU
+	if inner == was {
+		return
+	}
+	if err := o.cfg.Device.SetMTU(inner); err != nil {
+		o.log.Error("device keeps its mtu", "mtu", was, "err", err)
+		return
+	}
+	o.log.Info("path has another mtu", "path_mtu", path, "mtu", inner, "was", was)
+}
