@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"reflect"
 	"sync"
 
 	"github.com/quietline/quietline/kms"
@@ -46,18 +47,20 @@ const (
 
 var magic = [8]byte{'Q', 'L', 'e', 'p', 'o', 'c', 'h', '1'}
 
-// Ring holds the epoch key of one KME, unwrapped; between Next and Finish of a
-// turn, two. Its methods may be called from several goroutines.
+// Ring holds the root key and the epoch key of one KME; between Next and Finish
+// of a turn, two of these. They lie in locked memory (secret.NewLocked) until
+// Close, and are spread out for AES only while they are used. Its methods may
+// be called from several goroutines.
 type Ring struct {
 	path string
-	wrap cipher.AEAD // under the root key
 
 	mu      sync.RWMutex
-	epochs  map[uint64]cipher.AEAD
+	root    secret.Bytes
+	epochs  map[uint64]secret.Bytes
 	current uint64
 	// transit wraps data keys between Seal and the commit that stores them,
 	// when the epoch that will be theirs is known.
-	transit cipher.AEAD
+	transit secret.Bytes
 }
 
 // NewRootKey makes a root key file of 32 random bytes with mode 0600. It does
@@ -93,49 +96,58 @@ func ReadRootKey(path string) (secret.Bytes, error) {
 // Open unwraps the epoch key that the store's keys are wrapped under: epoch as
 // the store tells it, 0 for one that never turned. The other half of a turn
 // that a crash cut short is destroyed. Without a file a fresh KME gets one.
-// The root key stays the caller's. Errors: kms.ErrRootKey, kms.ErrCorrupt, or
-// the file system's.
+// The root key stays the caller's. Errors: kms.ErrRootKey, kms.ErrCorrupt,
+// secret.ErrNotLocked, or the file system's.
 func Open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
-	r, err := open(path, root, max(epoch, 1), fresh)
-	if err != nil {
+	r := &Ring{path: path, epochs: map[uint64]secret.Bytes{}, current: max(epoch, 1)}
+	if err := r.open(root, r.current, fresh); err != nil {
+		r.Close()
 		return nil, fmt.Errorf("open epoch keys %s: %w", path, err)
 	}
 	return r, nil
 }
 
-func open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
-	r := &Ring{path: path, epochs: map[uint64]cipher.AEAD{}, current: epoch}
-	var transit [KeySize]byte
-	defer secret.Wipe(transit[:])
-	if _, err := rand.Read(transit[:]); err != nil {
-		return nil, err
+// Close clears the keys; whatever needs one afterwards fails.
+func (r *Ring) Close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.root.Clear()
+	r.transit.Clear()
+	for epoch, key := range r.epochs {
+		key.Clear()
+		delete(r.epochs, epoch)
 	}
-	var err error
-	if r.transit, err = newAEAD(transit[:]); err != nil {
-		return nil, err
+}
+
+func (r *Ring) open(root secret.Bytes, epoch uint64, fresh bool) (err error) {
+	if r.transit, err = newLockedKey(); err != nil {
+		return err
 	}
-	if r.wrap, err = newAEAD(root.Expose()); err != nil {
-		return nil, err
+	if r.root, err = secret.NewLocked(KeySize); err != nil {
+		return err
 	}
-	data, err := os.ReadFile(path)
+	if copy(r.root.Expose(), root.Expose()) != KeySize || root.Len() != KeySize {
+		return fmt.Errorf("root key: %w", aes.KeySizeError(root.Len()))
+	}
+	data, err := os.ReadFile(r.path)
 	if errors.Is(err, fs.ErrNotExist) && fresh {
-		data, err = create(path, r.wrap)
+		data, err = create(r.path, r.root)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	whole, other, err := r.unwrapSlots(data)
 	switch {
 	case err != nil:
-		return nil, err
-	case r.epochs[epoch] != nil:
-		return r, r.forgetOthers(epoch)
+		return err
+	case r.epochs[epoch].Len() != 0:
+		return r.forgetOthers(epoch)
 	case whole == 0:
-		return nil, fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
+		return fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
 	case len(r.epochs) == 0:
-		return nil, fmt.Errorf("%w; give the root key that this KME was set up with", kms.ErrRootKey)
+		return fmt.Errorf("%w; give the root key that this KME was set up with", kms.ErrRootKey)
 	}
-	return nil, fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
+	return fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
 		"files is an older copy; what was stored cannot be read any more", kms.ErrCorrupt, epoch, other)
 }
 
@@ -147,9 +159,13 @@ func (r *Ring) unwrapSlots(data []byte) (whole int, newest uint64, err error) {
 			continue
 		}
 		whole++
-		if epoch, key, err := unwrapEpoch(r.wrap, slot); err == nil {
+		epoch, key, err := unwrapEpoch(r.root, slot)
+		switch {
+		case err == nil:
 			r.epochs[epoch] = key
 			newest = max(newest, epoch)
+		case !errors.Is(err, kms.ErrRootKey):
+			return whole, newest, err
 		}
 	}
 	return whole, newest, nil
@@ -157,11 +173,12 @@ func (r *Ring) unwrapSlots(data []byte) (whole int, newest uint64, err error) {
 
 // forgetOthers destroys every epoch key but one, on disk and in memory.
 func (r *Ring) forgetOthers(keep uint64) error {
-	for epoch := range r.epochs {
+	for epoch, key := range r.epochs {
 		if epoch != keep {
 			if err := r.writeSlot(epoch, make([]byte, slotSize)); err != nil {
 				return fmt.Errorf("destroy epoch key %d: %w", epoch, err)
 			}
+			key.Clear()
 			delete(r.epochs, epoch)
 		}
 	}
@@ -193,14 +210,11 @@ func (r *Ring) Next() (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := r.current + 1
-	slot, err := wrapEpoch(r.wrap, next)
+	slot, key, err := newEpoch(r.root, next)
 	if err == nil {
+		r.epochs[next] = key
 		err = r.writeSlot(next, slot)
 	}
-	if err != nil {
-		return 0, fmt.Errorf("begin epoch %d: %w", next, err)
-	}
-	_, r.epochs[next], err = unwrapEpoch(r.wrap, slot)
 	if err != nil {
 		return 0, fmt.Errorf("begin epoch %d: %w", next, err)
 	}
@@ -251,31 +265,46 @@ func (r *Ring) Epoch() uint64 {
 	return r.current
 }
 
-func create(path string, wrap cipher.AEAD) ([]byte, error) {
-	slot, err := wrapEpoch(wrap, 1)
+func create(path string, root secret.Bytes) ([]byte, error) {
+	slot, key, err := newEpoch(root, 1)
 	if err != nil {
 		return nil, err
 	}
+	key.Clear()
 	data := append(slot, make([]byte, slotSize)...)
 	return data, secret.WriteFile(path, data)
 }
 
-// wrapEpoch makes the slot of a new epoch with a random key.
-func wrapEpoch(wrap cipher.AEAD, epoch uint64) ([]byte, error) {
-	var key [KeySize]byte
-	defer secret.Wipe(key[:])
+// newLockedKey is a random key that lives long.
+func newLockedKey() (secret.Bytes, error) {
+	key, err := secret.NewLocked(KeySize)
+	if err != nil {
+		return key, err
+	}
+	_, err = rand.Read(key.Expose())
+	return key, err
+}
+
+// newEpoch makes an epoch's key and its slot.
+func newEpoch(root secret.Bytes, epoch uint64) ([]byte, secret.Bytes, error) {
 	slot := make([]byte, 16+nonceSize, slotSize)
 	copy(slot, magic[:])
 	binary.BigEndian.PutUint64(slot[8:], epoch)
 	if _, err := rand.Read(slot[16:]); err != nil {
-		return nil, err
+		return nil, secret.Bytes{}, err
 	}
-	if _, err := rand.Read(key[:]); err != nil {
-		return nil, err
+	wrap, err := newAEAD(root.Expose())
+	if err != nil {
+		return nil, secret.Bytes{}, err
 	}
-	slot = wrap.Seal(slot, slot[16:16+nonceSize], key[:], slot[:16])
+	defer wrap.wipe()
+	key, err := newLockedKey()
+	if err != nil {
+		return nil, key, err
+	}
+	slot = wrap.Seal(slot, slot[16:16+nonceSize], key.Expose(), slot[:16])
 	sum := sha256.Sum256(slot)
-	return append(slot, sum[:]...)[:slotSize], nil
+	return append(slot, sum[:]...)[:slotSize], key, nil
 }
 
 func sound(slot []byte) bool {
@@ -284,64 +313,104 @@ func sound(slot []byte) bool {
 		string(slot[recordLen:recordLen+len(sum)]) == string(sum[:])
 }
 
-func unwrapEpoch(wrap cipher.AEAD, slot []byte) (uint64, cipher.AEAD, error) {
-	key, err := wrap.Open(nil, slot[16:16+nonceSize], slot[16+nonceSize:recordLen], slot[:16])
+// unwrapEpoch opens a slot; another root's is kms.ErrRootKey.
+func unwrapEpoch(root secret.Bytes, slot []byte) (uint64, secret.Bytes, error) {
+	wrap, err := newAEAD(root.Expose())
 	if err != nil {
-		return 0, nil, err
+		return 0, secret.Bytes{}, err
 	}
-	defer secret.Wipe(key)
-	aead, err := newAEAD(key)
-	return binary.BigEndian.Uint64(slot[8:]), aead, err
+	defer wrap.wipe()
+	key, err := secret.NewLocked(KeySize)
+	if err != nil {
+		return 0, key, err
+	}
+	if _, err := wrap.Open(key.Expose()[:0], slot[16:16+nonceSize], slot[16+nonceSize:recordLen],
+		slot[:16]); err != nil {
+		key.Clear()
+		return 0, secret.Bytes{}, kms.ErrRootKey
+	}
+	return binary.BigEndian.Uint64(slot[8:]), key, nil
 }
 
-func newAEAD(key []byte) (cipher.AEAD, error) {
+// aead is AES-256-GCM under one key, which its expanded form begins with.
+type aead struct {
+	cipher.AEAD
+	block cipher.Block
+}
+
+func newAEAD(key []byte) (aead, error) {
 	b, err := aes.NewCipher(key)
 	if err != nil {
-		return nil, err
+		return aead{}, err
 	}
-	return cipher.NewGCM(b)
+	g, err := cipher.NewGCM(b)
+	return aead{g, b}, err
+}
+
+// wipe sets the expanded key to zero, in both copies that the standard library
+// makes and does not wipe. The aead must not be used afterwards.
+func (a aead) wipe() {
+	for _, v := range []any{a.AEAD, a.block} {
+		if p := reflect.ValueOf(v); p.Kind() == reflect.Pointer {
+			p.Elem().SetZero()
+		}
+	}
 }
 
 // Wrap seals a key under the current epoch for the given use: what names it.
 func (r *Ring) Wrap(use, key []byte) (kms.Wrapped, error) { return r.wrapUnder(use, key, r.Epoch()) }
 
-func (r *Ring) key(epoch uint64) cipher.AEAD {
+// under runs use with the key of an epoch spread out, which is wiped after.
+func (r *Ring) under(epoch uint64, use func(aead) error) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	key := r.epochs[epoch]
 	if epoch == transitEpoch {
-		return r.transit
+		key = r.transit
 	}
-	return r.epochs[epoch]
+	if key.Len() == 0 {
+		return fmt.Errorf("%w: epoch %d is gone, this is %d", kms.ErrCorrupt, epoch, r.current)
+	}
+	a, err := newAEAD(key.Expose())
+	if err != nil {
+		return err
+	}
+	defer a.wipe()
+	return use(a)
 }
 
 func (r *Ring) wrapUnder(use, key []byte, epoch uint64) (kms.Wrapped, error) {
-	aead := r.key(epoch)
-	if aead == nil {
-		return kms.Wrapped{}, fmt.Errorf("wrap key: %w: no epoch %d", kms.ErrCorrupt, epoch)
-	}
 	w := kms.Wrapped{Epoch: epoch, Bytes: make([]byte, nonceSize, nonceSize+len(key)+TagSize)}
-	if _, err := rand.Read(w.Bytes); err != nil {
-		return w, fmt.Errorf("wrap key: %w", err)
+	_, err := rand.Read(w.Bytes)
+	if err == nil {
+		err = r.under(epoch, func(a aead) error {
+			w.Bytes = a.Seal(w.Bytes, w.Bytes, key, use)
+			return nil
+		})
 	}
-	w.Bytes = aead.Seal(w.Bytes, w.Bytes, key, use)
+	if err != nil {
+		return kms.Wrapped{}, fmt.Errorf("wrap key: %w", err)
+	}
 	return w, nil
 }
 
 // Unwrap opens a wrapped key; the caller clears it.
-func (r *Ring) Unwrap(use []byte, w kms.Wrapped) (secret.Bytes, error) {
-	epoch := r.key(w.Epoch)
-	if epoch == nil {
-		return secret.Bytes{}, fmt.Errorf("unwrap key: %w: epoch %d is gone, this is %d",
-			kms.ErrCorrupt, w.Epoch, r.Epoch())
-	}
+func (r *Ring) Unwrap(use []byte, w kms.Wrapped) (key secret.Bytes, err error) {
 	if len(w.Bytes) < nonceSize {
-		return secret.Bytes{}, fmt.Errorf("unwrap key: %w: %d bytes", kms.ErrCorrupt, len(w.Bytes))
+		return key, fmt.Errorf("unwrap key: %w: %d bytes", kms.ErrCorrupt, len(w.Bytes))
 	}
-	key, err := epoch.Open(nil, w.Bytes[:nonceSize], w.Bytes[nonceSize:], use)
+	err = r.under(w.Epoch, func(a aead) error {
+		b, err := a.Open(nil, w.Bytes[:nonceSize], w.Bytes[nonceSize:], use)
+		if err != nil {
+			return kms.ErrCorrupt
+		}
+		key = secret.Own(b)
+		return nil
+	})
 	if err != nil {
-		return secret.Bytes{}, fmt.Errorf("unwrap key: %w", kms.ErrCorrupt)
+		return key, fmt.Errorf("unwrap key: %w", err)
 	}
-	return secret.Own(key), nil
+	return key, nil
 }
 
 // Seal seals the slots of a segment under a fresh data key, which is left in
@@ -380,10 +449,11 @@ func (r *Ring) seal(id kms.SegmentID, slots []byte, slotBytes int, epoch uint64,
 	if _, err := rand.Read(key[:]); err != nil {
 		return kms.Sealed{}, fmt.Errorf("seal segment: %w", err)
 	}
-	aead, err := newAEAD(key[:])
+	data, err := newAEAD(key[:])
 	if err != nil {
 		return kms.Sealed{}, fmt.Errorf("seal segment: %w", err)
 	}
+	defer data.wipe()
 	name := Name(id)
 	wrapped, err := r.wrapUnder(name, key[:], epoch)
 	if err != nil {
@@ -398,7 +468,7 @@ func (r *Ring) seal(id kms.SegmentID, slots []byte, slotBytes int, epoch uint64,
 			continue
 		}
 		binary.BigEndian.PutUint64(nonce[4:], uint64(i))
-		s.Slots = aead.Seal(s.Slots, nonce[:], slots[i*slotBytes:(i+1)*slotBytes], name)
+		s.Slots = data.Seal(s.Slots, nonce[:], slots[i*slotBytes:(i+1)*slotBytes], name)
 	}
 	return s, nil
 }
@@ -416,7 +486,7 @@ func IDKeyName(link kms.LinkID) []byte { return append([]byte("id key "), link..
 // Opener opens the slots of one segment. Its methods may be called from
 // several goroutines.
 type Opener struct {
-	aead      cipher.AEAD
+	aead      aead
 	name      []byte
 	slots     []byte
 	slotBytes int
@@ -430,11 +500,11 @@ func (r *Ring) Opener(id kms.SegmentID, s kms.Sealed, slotBytes int) (*Opener, e
 		return nil, fmt.Errorf("open segment %s: %w", id, err)
 	}
 	defer key.Clear()
-	aead, err := newAEAD(key.Expose())
+	data, err := newAEAD(key.Expose())
 	if err != nil {
 		return nil, fmt.Errorf("open segment %s: %w", id, err)
 	}
-	return &Opener{aead: aead, name: name, slots: s.Slots, slotBytes: slotBytes}, nil
+	return &Opener{aead: data, name: name, slots: s.Slots, slotBytes: slotBytes}, nil
 }
 
 // Key opens n slots from first on, and cuts them to sizeBits, a multiple of 8.

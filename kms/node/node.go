@@ -146,6 +146,7 @@ type Node struct {
 	log      *slog.Logger
 	store    kms.Store
 	owner    *owner
+	ring     *keyring.Ring
 	kme      *kms.KME
 	listener net.Listener
 	hub      *hub
@@ -176,33 +177,42 @@ func Open(cfg Config) (*Node, error) {
 // open is Open over any store.
 func open(cfg Config, store kms.Store) (*Node, error) {
 	n := &Node{cfg: cfg, log: cfg.Logger, store: store}
+	if err := n.open(); err != nil {
+		if n.ring != nil {
+			n.ring.Close()
+		}
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) open() (err error) {
 	if n.log == nil {
 		n.log = slog.New(slog.DiscardHandler)
 	}
 	saes := map[etsi014.SAEID]etsi014.KMEID{}
-	for _, s := range cfg.SAEs {
+	for _, s := range n.cfg.SAEs {
 		saes[s.ID] = s.KME
 	}
-	var err error
 	if n.owner, err = n.lease(saes); err != nil {
-		return nil, err
+		return err
 	}
-	if n.kme, err = kms.NewKME(cfg.KME, saes, cfg.Limits, n.owner); err != nil {
-		return nil, fmt.Errorf("open KME: %w", err)
+	if n.kme, err = kms.NewKME(n.cfg.KME, saes, n.cfg.Limits, n.owner); err != nil {
+		return fmt.Errorf("open KME: %w", err)
 	}
-	if n.hub, err = newHub(cfg, n.log, n.owner); err != nil {
-		return nil, err
+	if n.hub, err = newHub(n.cfg, n.log, n.owner); err != nil {
+		return err
 	}
 	n.owner.send = n.hub.send
-	for _, l := range cfg.Links {
+	for _, l := range n.cfg.Links {
 		n.devices = append(n.devices, newDevice(n, l))
 	}
-	if cfg.Listen != "" {
-		if n.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-			return nil, fmt.Errorf("listen for peers: %w", err)
+	if n.cfg.Listen != "" {
+		if n.listener, err = net.Listen("tcp", n.cfg.Listen); err != nil {
+			return fmt.Errorf("listen for peers: %w", err)
 		}
 	}
-	return n, nil
+	return nil
 }
 
 // lease takes the store over, opens the key ring and makes the machine.
@@ -223,6 +233,7 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 	if err != nil {
 		return nil, err
 	}
+	n.ring = ring
 	if err := n.dropLinks(ctx, snap.KME); err != nil {
 		return nil, err
 	}
@@ -362,6 +373,7 @@ func (n *Node) Close() error {
 		}
 	}
 	errs = append(errs, n.store.Close())
+	n.ring.Close()
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("close KME: %w", err)
 	}
