@@ -58,7 +58,9 @@ func notYet(err error) bool {
 		return false
 	}
 	s := err.Error()
-	return strings.Contains(s, "Connection refused") || strings.Contains(s, "server is busy")
+	return strings.Contains(s, "connect to server: Connection refused") ||
+		strings.Contains(s, "connect to server: Connection reset") ||
+		strings.Contains(s, "server is busy")
 }
 
 // Of a server that is not ready: asked again so often, so long apart.

@@ -57,6 +57,8 @@ func TestNotYet(t *testing.T) {
 	for text, want := range map[string]bool{
 		"unable to connect to server: Connection refused":              true,
 		"the server is busy running a test. try again later":           true,
+		"unable to connect to server: Connection reset by peer":        true,
+		"unable to receive results: Connection reset by peer":          false,
 		"control socket has closed unexpectedly":                       false,
 		"unable to connect to server: No route to host":                false,
 		"unable to create a new stream: Cannot allocate memory (busy)": false,
