@@ -179,6 +179,33 @@ type SAE struct {
 	// reread_window is not built yet: the key manager hands each key to an SAE
 	// once, also if the answer is lost. It is refused unless 0.
 	RereadWindow time.Duration `yaml:"reread_window,omitempty"`
+	// limits bound what this SAE may take, so that one hungry client cannot
+	// starve a line; for the SAEs of this site's key manager only. A refused
+	// call is answered 503 with Retry-After and counted in the audit log.
+	// Default: no bounds, nothing reserved.
+	Limits SAELimits `yaml:"limits,omitempty"`
+}
+
+// SAELimits are the bounds of one SAE.
+type SAELimits struct {
+	// requests_per_second bounds calls of any kind; fractions are fine, above
+	// 0 to 1000000. Default: no bound but 64 calls at a time.
+	RequestsPerSecond float64 `yaml:"requests_per_second,omitempty"`
+	// keys_per_second bounds new keys in the long run, above 0 to 1000000. One
+	// request may ask for more than a second's worth; the next ones wait.
+	// Default: no bound.
+	KeysPerSecond float64 `yaml:"keys_per_second,omitempty"`
+	// share is the largest part of the stock with one peer, above 0 to 1, that
+	// the SAE may draw within share_window. Default: no bound.
+	Share float64 `yaml:"share,omitempty"`
+	// share_window is the time after which the share counts anew, 1s to 24h.
+	// Default 1m.
+	ShareWindow time.Duration `yaml:"share_window,omitempty"`
+	// reserve is how many keys of 256 bits all other SAEs together leave for
+	// this one, 1 to 1048576: they are refused while the stock with the peer
+	// that they ask for, as this key manager owns it, is not a third larger.
+	// Default: none.
+	Reserve int `yaml:"reserve,omitempty"`
 }
 
 // Identity is how a certificate shows who it is.

@@ -99,6 +99,8 @@ func fill(t *testing.T) []byte {
 			Role: "x", Preset: "x", Fibre: ch, Classical: ch, AuthSeed: "x", Eve: 1,
 			Control: "x", Metrics: "x"}}},
 		SAEs: []config.SAE{{ID: "x", KME: "x", Profile: "x",
+			Limits: config.SAELimits{RequestsPerSecond: 1, KeysPerSecond: 1, Share: 1, ShareWindow: 1,
+				Reserve: 1},
 			Identity: config.Identity{URI: "x", DNS: "x", CN: "x", Pin: "x"}}},
 		Lines: []config.Line{{ID: "x", Policy: "x", LinkSecret: "x", StaticKey: "x",
 			PeerBundle: "x", Endpoints: []config.Endpoint{{Local: ap, Remote: ap}},

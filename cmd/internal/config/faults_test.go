@@ -64,6 +64,20 @@ func TestFaults(t *testing.T) {
 			"is not a profile; known are arnika, default, fortigate, junos, strict, strongswan"},
 		{"reread", "profile: default", "reread_window: 2s", "saes[0].reread_window",
 			"is not built yet"},
+		{"calls", "requests_per_second: 50", "requests_per_second: 0",
+			"saes[0].limits.requests_per_second", "0 is not above 0 to 1e+06; leave it out"},
+		{"calls nan", "requests_per_second: 50", "requests_per_second: NaN",
+			"saes[0].limits.requests_per_second", "NaN is not above 0"},
+		{"key rate", "keys_per_second: 200", "keys_per_second: -1",
+			"saes[0].limits.keys_per_second", "-1 is not above 0"},
+		{"share", "share: 0.9", "share: 90", "saes[0].limits.share", "90 is not above 0 to 1;"},
+		{"share window", "share_window: 1m", "share_window: 1ms", "saes[0].limits.share_window",
+			"1ms is outside 1s to 24h"},
+		{"window alone", "share: 0.9 ", "", "saes[0].limits.share_window", "has no share"},
+		{"reserve", "reserve: 1000", "reserve: 2000000", "saes[0].limits.reserve",
+			"2000000 is outside 1 to 1048576"},
+		{"limits there", "kme: kme-kochi\n\nlines", "kme: kme-kochi\n    limits: {share: 1}\nlines",
+			"saes[1].limits", `own key manager "kme-kochi"`},
 		{"policy due", "policy: qkd-strict", "policy: otp-strict", "lines[0].policy",
 			`"otp-strict" is not built yet; use qkd-strict or pqc-only`},
 		{"policy", "policy: qkd-strict", "policy: fast", "lines[0].policy", `"fast" is not a policy`},
@@ -114,7 +128,8 @@ func TestFaults(t *testing.T) {
 			line := strings.Count(before, "\n") + 1
 			for _, f := range faults.List {
 				near := f.Line == line || tt.name == "lab" || tt.new == "{}" ||
-					tt.name == "own sae" || tt.name == "half a pair"
+					tt.name == "own sae" || tt.name == "half a pair" ||
+					tt.name == "window alone" || tt.name == "limits there"
 				if f.Key == tt.key && near && strings.Contains(f.Text, tt.text) {
 					return
 				}

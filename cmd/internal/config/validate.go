@@ -28,13 +28,17 @@ const (
 )
 
 // Bounds of the door. Fewer connections than one SAE's rekeying and its
-// watchers need are no service; 65,536 take 4 GiB (docs/performance.md). A
+// watchers need are no service; 65,536 take 3 GiB (docs/performance.md). A
 // connection younger than a minute costs more in handshakes than in keys.
 const (
 	minConnections   = 16
 	maxConnections   = 1 << 16
 	minConnectionAge = time.Minute
 	maxConnectionAge = 24 * time.Hour
+	maxPerSecond     = 1e6 // more than the key manager can do
+	minShareWindow   = time.Second
+	maxShareWindow   = 24 * time.Hour
+	maxReserve       = 1 << 20 // as kms.Allowance
 )
 
 // setDefaults fills what the file leaves out.
@@ -165,6 +169,7 @@ func (d *decoder) saes(s *Site) {
 			d.fault(key+".reread_window", "is not built yet; leave it out, and let an SAE "+
 				"that lost an answer draw another key")
 		}
+		d.limits(key+".limits", a, local)
 		if !local && a.Profile != "" {
 			d.fault(key+".profile", "is a matter of the SAE's own key manager %q; "+
 				"leave it out here", a.KME)
@@ -179,6 +184,36 @@ func (d *decoder) saes(s *Site) {
 		case !local && forms != 0:
 			d.fault(key+".identity", "is checked only by the SAE's own key manager %q; "+
 				"leave it out here", a.KME)
+		}
+	}
+}
+
+func (d *decoder) limits(key string, a SAE, local bool) {
+	if !d.set(key) {
+		return
+	}
+	if !local {
+		d.fault(key, "is a matter of the SAE's own key manager %q; leave it out here", a.KME)
+		return
+	}
+	positive := func(name string, v, most float64) {
+		if d.set(key+name) && !(v > 0 && v <= most) {
+			d.fault(key+name, "%v is not above 0 to %v; leave it out for no bound", v, most)
+		}
+	}
+	l := a.Limits
+	positive(".requests_per_second", l.RequestsPerSecond, maxPerSecond)
+	positive(".keys_per_second", l.KeysPerSecond, maxPerSecond)
+	positive(".share", l.Share, 1)
+	if d.set(key+".reserve") && (l.Reserve < 1 || l.Reserve > maxReserve) {
+		d.fault(key+".reserve", "%d is outside 1 to %d", l.Reserve, maxReserve)
+	}
+	if w := l.ShareWindow; d.set(key + ".share_window") {
+		switch {
+		case !d.set(key + ".share"):
+			d.fault(key+".share_window", "has no share; expected both, or share alone")
+		case w < minShareWindow || w > maxShareWindow:
+			d.fault(key+".share_window", "%v is outside 1s to 24h", w)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"os"
 	"os/signal"
@@ -128,6 +129,7 @@ func (d *keyDoor) reload(file string) {
 // Changes that need a new start of the key manager.
 var (
 	errNewSAE   = errors.New("a new SAE")
+	errNewLimit = errors.New("limits of SAEs")
 	errNewParts = errors.New("listeners, peers, links or files of the store")
 )
 
@@ -142,6 +144,9 @@ func later(old, s *config.Site) error {
 		if known[a.ID] != a.KME {
 			faults = append(faults, fmt.Errorf("%w: %s", errNewSAE, a.ID))
 		}
+	}
+	if !maps.Equal(allowances(old), allowances(s)) {
+		faults = append(faults, errNewLimit)
 	}
 	if !reflect.DeepEqual(fixed(old), fixed(s)) {
 		faults = append(faults, errNewParts)

@@ -1,0 +1,19 @@
+package daemon
+
+import (
+	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/etsi014"
+	"github.com/quietline/quietline/kms"
+)
+
+// allowances puts the limits of this site's SAEs into the key manager's words.
+func allowances(s *config.Site) map[etsi014.SAEID]kms.Allowance {
+	found := make(map[etsi014.SAEID]kms.Allowance)
+	for _, a := range s.SAEs {
+		if l := a.Limits; l != (config.SAELimits{}) {
+			found[etsi014.SAEID(a.ID)] = kms.Allowance{Calls: l.RequestsPerSecond,
+				Keys: l.KeysPerSecond, Share: l.Share, Window: l.ShareWindow, Reserve: l.Reserve}
+		}
+	}
+	return found
+}
