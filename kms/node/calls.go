@@ -83,7 +83,7 @@ func (o *owner) Draw(ctx context.Context, s kms.Shape, n int) ([]etsi014.Key, er
 	t := o.ticket.Add(1)
 	r, err := o.call(ctx, t, peer.Draw{Ticket: t, Initiator: s.Initiator, Targets: s.Targets,
 		Number: n, SizeBits: s.SizeBits})
-	keys, err := unseal(r, err)
+	keys, err := o.unseal(r, err)
 	o.drawn.Add(uint64(len(keys)))
 	return keys, err
 }
@@ -93,13 +93,14 @@ func (o *owner) Fetch(ctx context.Context, initiator, target etsi014.SAEID,
 	ids []etsi014.KeyID) ([]etsi014.Key, error) {
 	t := o.ticket.Add(1)
 	r, err := o.call(ctx, t, peer.Fetch{Ticket: t, Target: target, Initiator: initiator, IDs: ids})
-	keys, err := unseal(r, err)
+	keys, err := o.unseal(r, err)
 	o.taken.Add(uint64(len(keys)))
 	return keys, err
 }
 
-// unseal opens the keys of one reply, in the caller's goroutine.
-func unseal(r reply, err error) ([]etsi014.Key, error) {
+// unseal opens the keys of one reply, in the caller's goroutine. A segment
+// whose slots do not open is given up.
+func (o *owner) unseal(r reply, err error) ([]etsi014.Key, error) {
 	if err == nil {
 		err = r.err
 	}
@@ -115,7 +116,8 @@ func unseal(r reply, err error) ([]etsi014.Key, error) {
 		bits, err := r.openers[i].Key(k.First, k.Slots, k.SizeBits)
 		if err != nil {
 			c.Clear()
-			return nil, &etsi014.Error{Kind: etsi014.ErrDown, Cause: err}
+			o.put(context.Background(), peer.Spoiled{Segment: k.Segment})
+			return nil, lost(err)
 		}
 		c.Keys = append(c.Keys, etsi014.Key{ID: k.ID, Bits: bits})
 	}

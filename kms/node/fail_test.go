@@ -131,6 +131,24 @@ func TestSimulatedBlocksAreRefused(t *testing.T) {
 	}
 }
 
+// TestSimulatedBlockOfALyingDriver: the driver says that its link is real and
+// hands out a simulated block. Nothing of it is taken.
+func TestSimulatedBlockOfALyingDriver(t *testing.T) {
+	a, _ := newPair(t, 4096)
+	a.cfg.Lab = false
+	a.driver.real, a.driver.lies = true, true
+	acked := make(chan uint64, 3)
+	a.driver.acked = func(seq uint64) { acked <- seq }
+	a.start(t)
+	a.driver.allow(3)
+	eventually(t, "refusal", func() bool {
+		return strings.Contains(a.Stats().Links[0].DeviceReason, "lab: true")
+	})
+	if st := a.Stats().Links[0]; st.Ledger.Ingested != 0 || st.DeviceUp || len(acked) != 0 {
+		t.Errorf("simulated blocks were taken: %d acknowledged, %+v", len(acked), st)
+	}
+}
+
 // TestBlocksThatDiffer never become keys, and the next ones do.
 func TestBlocksThatDiffer(t *testing.T) {
 	a, b := newPair(t, 4096)

@@ -32,6 +32,7 @@ type stream struct {
 	bytes int
 	flip  uint64 // block number with one bit flipped; 0 = none
 	real  bool   // not simulated
+	lies  bool   // not simulated, but its blocks are
 	acked func(seq uint64)
 
 	mu     sync.Mutex
@@ -66,7 +67,8 @@ func (s *stream) ReadBlock(ctx context.Context, b *hw.Block) error {
 			seq := s.next
 			s.next++
 			s.mu.Unlock()
-			*b = hw.Block{Generation: 1, Seq: seq, Bits: secret.Own(s.block(seq)), Simulated: !s.real}
+			*b = hw.Block{Generation: 1, Seq: seq, Bits: secret.Own(s.block(seq)),
+				Simulated: !s.real || s.lies}
 			return nil
 		}
 		s.mu.Unlock()
@@ -225,7 +227,13 @@ func (l testLog) Write(b []byte) (int, error) { l.t.Log(string(b)); return len(b
 // start opens and runs a site until the test's end.
 func (s *site) start(t testing.TB) {
 	t.Helper()
-	n, err := Open(s.cfg)
+	s.startWith(t, func() (*Node, error) { return Open(s.cfg) })
+}
+
+// startWith is start with another way to open.
+func (s *site) startWith(t testing.TB, open func() (*Node, error)) {
+	t.Helper()
+	n, err := open()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,8 +2,11 @@ package node
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
+	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/kms/peer"
@@ -49,10 +52,12 @@ func (o *owner) turn(ctx context.Context) error {
 	if err := o.wrapKeys(&out, next); err != nil {
 		return err
 	}
-	for i := range out.Changes {
-		if err := o.sealAnew(ctx, &out.Changes[i], out.Gone, next); err != nil {
-			return err
-		}
+	if err := o.sealAll(ctx, &out, next); err != nil {
+		return err
+	}
+	replies, err := o.prepare(ctx, out.Answers) // of calls that time has ended
+	if err != nil {
+		return err
 	}
 	pos, err := o.store.Commit(context.WithoutCancel(ctx), o.fence, out.Changes)
 	if err != nil {
@@ -62,8 +67,47 @@ func (o *owner) turn(ctx context.Context) error {
 		return err
 	}
 	o.own = append(o.own, peer.Durable{Position: pos})
-	o.release(ctx, out, nil)
+	o.release(ctx, out, replies)
 	return nil
+}
+
+// sealAll fills in what a Turn left open. A segment that cannot be read is
+// given up in the same commit, for a turn leaves nothing in the epoch before.
+func (o *owner) sealAll(ctx context.Context, out *peer.Output, epoch uint64) error {
+	changes := make([]kms.Change, 0, len(out.Changes))
+	var spoiled []kms.SegmentID
+	for i := range out.Changes {
+		c := &out.Changes[i]
+		if err := o.sealAnew(ctx, c, out.Gone, epoch); unreadable(err) {
+			o.log.Error("segment cannot be sealed anew", "segment", c.Segment, "err", err)
+			spoiled = append(spoiled, c.Segment)
+			continue
+		} else if err != nil {
+			return err
+		}
+		changes = append(changes, *c)
+	}
+	for _, id := range spoiled {
+		void := o.machine.Step(max(time.Since(o.began), 1), peer.Spoiled{Segment: id})
+		changes = append(changes, void.Changes...)
+		out.Messages = append(out.Messages, void.Messages...)
+		out.Answers = append(out.Answers, void.Answers...)
+		out.Lookups = append(out.Lookups, void.Lookups...)
+		out.Events = append(out.Events, void.Events...)
+	}
+	if len(spoiled) > 0 { // the store checks at the turn that nothing is left behind
+		turns := slices.IndexFunc(changes, func(c kms.Change) bool { return c.Op == kms.OpTurn })
+		changes = append(slices.Delete(changes, turns, turns+1),
+			kms.Change{Op: kms.OpTurn, Epoch: epoch})
+	}
+	out.Changes = changes
+	return nil
+}
+
+// unreadable tells whether a segment's stored bytes are at fault, and not the
+// store as a whole.
+func unreadable(err error) bool {
+	return errors.Is(err, kms.ErrCorrupt) || errors.Is(err, kms.ErrNoSegment)
 }
 
 // sealAnew fills in an OpRewrap or OpReseal.
@@ -90,20 +134,31 @@ func (o *owner) sealAnew(ctx context.Context, c *kms.Change, gone map[kms.Segmen
 }
 
 // prepare finds the openers of the answers' keys before the commit, which may
-// destroy the segment of the last of them.
+// destroy the segment of the last of them. Keys that cannot be read are claimed
+// and lost: the caller is told, and their segment is given up next.
 func (o *owner) prepare(ctx context.Context, answers []peer.Answer) ([]reply, error) {
 	replies := make([]reply, len(answers))
 	for i, a := range answers {
 		replies[i] = reply{keys: a.Keys, err: a.Err, openers: make([]*keyring.Opener, len(a.Keys))}
 		for j, k := range a.Keys {
 			op, err := o.opener(ctx, k)
-			if err != nil {
+			if unreadable(err) {
+				o.log.Error("key cannot be read", "segment", k.Segment, "err", err)
+				o.own = append(o.own, peer.Spoiled{Segment: k.Segment})
+				replies[i] = reply{err: lost(err)}
+				break
+			} else if err != nil {
 				return nil, err
 			}
 			replies[i].openers[j] = op
 		}
 	}
 	return replies, nil
+}
+
+// lost answers a caller whose keys cannot be read. It may ask for others.
+func lost(err error) error {
+	return &etsi014.Error{Kind: etsi014.ErrDown, Cause: err, RetryAfter: time.Second}
 }
 
 func (o *owner) opener(ctx context.Context, k peer.KeyRef) (*keyring.Opener, error) {
