@@ -2,15 +2,22 @@ package tunneltest
 
 import (
 	"encoding/binary"
+	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quietline/quietline/tunnel/lab"
 	"github.com/quietline/quietline/tunnel/line"
 	"github.com/quietline/quietline/tunnel/tun"
 )
+
+// forward makes a router of the namespace that the writing thread is in.
+const forward = "/proc/sys/net/ipv4/ip_forward"
 
 // routedPair is two lines with a router between, whose second cable has
 // another MTU.
@@ -27,11 +34,11 @@ func routedPair(t *testing.T, mtu int) (sites [2]*kernelSite) {
 		t.Cleanup(func() { _ = n.Close() })
 		ns[i] = n
 	}
-	const forward = "/proc/sys/net/ipv4/ip_forward"
 	if err := ns[2].Do(func() error { return os.WriteFile(forward, []byte("1"), 0) }); err != nil {
 		t.Skip("this lab cannot forward:", err)
 	}
-	nets := [2]netip.Prefix{netip.MustParsePrefix("192.0.2.0/25"), netip.MustParsePrefix("192.0.2.128/25")}
+	nets := [2]netip.Prefix{
+		netip.MustParsePrefix("192.0.2.0/25"), netip.MustParsePrefix("192.0.2.128/25")}
 	var own, via [2]netip.Addr
 	for i, n := range nets {
 		via[i] = n.Addr().Next()
@@ -92,6 +99,10 @@ func TestPathNarrowerThanTheCable(t *testing.T) {
 			poll(t, "device fits the path", func() bool { return s.line.Stats().Device.MTU == tt.device })
 		}
 		transfer(t, sites[1], sites[0], tunAddr[0][1].Addr(), make([]byte, 1<<20)) // IPv6
+		if got := heardInside(t, sites[0]); got != tt.device {
+			t.Errorf("path of %d: a host behind the line heard of MTU %d, want %d", tt.path, got,
+				tt.device)
+		}
 		if err := r.Stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -101,6 +112,56 @@ func TestPathNarrowerThanTheCable(t *testing.T) {
 		sites[0].stop()
 		sites[1].stop()
 	}
+}
+
+// heardInside is the MTU that a host behind a site learns by ICMP when it sends
+// a datagram with DF that fills its own Ethernet.
+func heardInside(t *testing.T, s *kernelSite) (mtu int) {
+	t.Helper()
+	host, err := lab.NewNamespace("host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	lan := [2]netip.Prefix{
+		netip.MustParsePrefix("203.0.113.1/24"), netip.MustParsePrefix("203.0.113.2/24")}
+	err = lab.Veth(lab.End{Namespace: s.ns, Name: "lan0", Addresses: lan[:1]},
+		lab.End{Namespace: host, Name: "lan0", Addresses: lan[1:],
+			Routes: []lab.Route{{To: tunAddr[0][0], Via: lan[0].Addr()}}})
+	if err == nil {
+		err = s.ns.Do(func() error { return os.WriteFile(forward, []byte("1"), 0) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := host.Dial(t.Context(), "udp", tunAddr[1][0].Addr().String()+":9")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	option := func(f func(fd int) error) {
+		t.Helper()
+		if cerr := raw.Control(func(fd uintptr) { err = f(int(fd)) }); cerr != nil || err != nil {
+			t.Fatal(cerr, err)
+		}
+	}
+	option(func(fd int) error {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO)
+	})
+	full := make([]byte, 1500-20-8)
+	poll(t, "ICMP for a datagram that does not fit", func() bool {
+		_, err := conn.Write(full)
+		return errors.Is(err, unix.EMSGSIZE)
+	})
+	option(func(fd int) (err error) {
+		mtu, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
+		return err
+	})
+	return mtu
 }
 
 // fragments counts the IPv4 fragments in a capture.
