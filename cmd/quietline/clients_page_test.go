@@ -64,7 +64,8 @@ func TestClientsPagePastes(t *testing.T) {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	for _, want := range []string{`"stored_key_count":10`, "curl: same key", "quietline: same key",
-		"ok   KME certificate: ", "Python: same keys", "JavaScript: same keys"} {
+		"ok   KME certificate: ", `"openapi"`, "PASS status-200 (6.1): ", "0 warned, 0 failed",
+		"Python: same keys", "JavaScript: same keys"} {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("the output lacks %q", want)
 		}
