@@ -27,6 +27,10 @@ type Allowance struct {
 	// Reserve is how many keys of the default size others leave in the stock
 	// with each peer KME, at this KME.
 	Reserve int
+	// Reread is the window, at most 1 min, in which the SAE may fetch a key
+	// once more: the same bytes for the same certificate. Until it ends they
+	// are held in memory. 0 = one answer, strictly.
+	Reread time.Duration
 }
 
 // Bounds of an allowance.
@@ -49,6 +53,8 @@ func (a Allowance) Validate() error {
 		return fmt.Errorf("window %v is outside 0 to %v", a.Window, windowMost)
 	case a.Reserve < 0 || a.Reserve > reserveMost:
 		return fmt.Errorf("reserve of %d keys is outside 0 to %d", a.Reserve, reserveMost)
+	case a.Reread < 0 || a.Reread > rereadMost:
+		return fmt.Errorf("re-read window %v is outside 0 to %v", a.Reread, rereadMost)
 	}
 	return nil
 }

@@ -309,6 +309,7 @@ func TestAllowancesAreChecked(t *testing.T) {
 		"share": {Share: -0.1}, "all and more": {Share: 1.1}, "share NaN": {Share: math.NaN()},
 		"window": {Window: -1}, "long window": {Window: 25 * time.Hour},
 		"reserve": {Reserve: -1}, "large reserve": {Reserve: 1<<20 + 1},
+		"reread": {Reread: -1}, "long reread": {Reread: time.Minute + 1},
 	} {
 		if (Limits{Allowances: map[etsi014.SAEID]Allowance{"a": a}}).Validate() == nil {
 			t.Errorf("%s: %+v passes", name, a)

@@ -98,6 +98,7 @@ type KME struct {
 	limits   Limits
 	pool     Pool
 	accounts *accounts
+	shelves  map[etsi014.SAEID]*shelf
 }
 
 var _ etsi014.KME = (*KME)(nil)
@@ -115,7 +116,8 @@ func NewKME(self etsi014.KMEID, saes map[etsi014.SAEID]etsi014.KMEID, limits Lim
 		}
 	}
 	return &KME{self: self, saes: saes, limits: limits.withDefaults(), pool: pool,
-		accounts: newAccounts(limits.Allowances, time.Now())}, nil
+		accounts: newAccounts(limits.Allowances, time.Now()),
+		shelves:  newShelves(limits.Allowances)}, nil
 }
 
 // Status implements etsi014.KME.
@@ -184,7 +186,7 @@ func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRe
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
-	keys, err := k.pool.Fetch(ctx, req.Initiator, who.SAE, req.IDs)
+	keys, err := k.fetch(ctx, who, req)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
