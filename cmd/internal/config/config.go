@@ -176,8 +176,11 @@ type SAE struct {
 	// strict, default, fortigate, junos, strongswan or arnika; for the SAEs of
 	// this site's key manager only. Default default.
 	Profile string `yaml:"profile,omitempty" check:"profile"`
-	// reread_window is not built yet: the key manager hands each key to an SAE
-	// once, also if the answer is lost. It is refused unless 0.
+	// reread_window is how long this SAE may fetch a key by its ID once more,
+	// if the answer was lost: the same bytes for the same certificate, 1s to
+	// 1m. Until it ends the bytes are held in memory; erasure counts from its
+	// end. For the SAEs of this site's key manager only. Default 0s: each key
+	// is answered once.
 	RereadWindow time.Duration `yaml:"reread_window,omitempty"`
 	// limits bound what this SAE may take, so that one hungry client cannot
 	// starve a line; for the SAEs of this site's key manager only. A refused

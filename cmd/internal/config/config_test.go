@@ -98,7 +98,7 @@ func fill(t *testing.T) []byte {
 		Links: []config.Link{{ID: "x", Peer: "x", Driver: "x", Simulator: &config.Simulator{
 			Role: "x", Preset: "x", Fibre: ch, Classical: ch, AuthSeed: "x", Eve: 1,
 			Control: "x", Metrics: "x"}}},
-		SAEs: []config.SAE{{ID: "x", KME: "x", Profile: "x",
+		SAEs: []config.SAE{{ID: "x", KME: "x", Profile: "x", RereadWindow: 1,
 			Limits: config.SAELimits{RequestsPerSecond: 1, KeysPerSecond: 1, Share: 1, ShareWindow: 1,
 				Reserve: 1},
 			Identity: config.Identity{URI: "x", DNS: "x", CN: "x", Pin: "x"}}},

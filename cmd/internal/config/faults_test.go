@@ -62,8 +62,12 @@ func TestFaults(t *testing.T) {
 			"kme.max_connection_age", "1s is outside 1m to 24h"},
 		{"profile", "profile: default", "profile: cisco", "saes[0].profile",
 			"is not a profile; known are arnika, default, fortigate, junos, strict, strongswan"},
-		{"reread", "profile: default", "reread_window: 2s", "saes[0].reread_window",
-			"is not built yet"},
+		{"reread", "reread_window: 0s", "reread_window: 2m", "saes[0].reread_window",
+			"2m0s is outside 1s to 1m"},
+		{"short reread", "reread_window: 0s", "reread_window: 10ms", "saes[0].reread_window",
+			"10ms is outside 1s to 1m"},
+		{"reread there", "kme: kme-kochi\n\nlines", "kme: kme-kochi\n    reread_window: 2s\nlines",
+			"saes[1].reread_window", `own key manager "kme-kochi"`},
 		{"calls", "requests_per_second: 50", "requests_per_second: 0",
 			"saes[0].limits.requests_per_second", "0 is not above 0 to 1e+06; leave it out"},
 		{"calls nan", "requests_per_second: 50", "requests_per_second: NaN",
@@ -129,7 +133,8 @@ func TestFaults(t *testing.T) {
 			for _, f := range faults.List {
 				near := f.Line == line || tt.name == "lab" || tt.new == "{}" ||
 					tt.name == "own sae" || tt.name == "half a pair" ||
-					tt.name == "window alone" || tt.name == "limits there"
+					tt.name == "window alone" || tt.name == "limits there" ||
+					tt.name == "reread there"
 				if f.Key == tt.key && near && strings.Contains(f.Text, tt.text) {
 					return
 				}

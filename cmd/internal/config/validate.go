@@ -35,7 +35,9 @@ const (
 	maxConnections   = 1 << 16
 	minConnectionAge = time.Minute
 	maxConnectionAge = 24 * time.Hour
-	maxPerSecond     = 1e6 // more than the key manager can do
+	minReread        = time.Second
+	maxReread        = time.Minute // as kms.Allowance
+	maxPerSecond     = 1e6         // more than the key manager can do
 	minShareWindow   = time.Second
 	maxShareWindow   = 24 * time.Hour
 	maxReserve       = 1 << 20 // as kms.Allowance
@@ -165,9 +167,11 @@ func (d *decoder) saes(s *Site) {
 			}
 		}
 		local := s.KME != nil && a.KME == s.KME.ID
-		if a.RereadWindow != 0 {
-			d.fault(key+".reread_window", "is not built yet; leave it out, and let an SAE "+
-				"that lost an answer draw another key")
+		if w := a.RereadWindow; w != 0 && !local {
+			d.fault(key+".reread_window", "is a matter of the SAE's own key manager %q; "+
+				"leave it out here", a.KME)
+		} else if w != 0 && (w < minReread || w > maxReread) {
+			d.fault(key+".reread_window", "%v is outside 1s to 1m; leave it out for none", w)
 		}
 		d.limits(key+".limits", a, local)
 		if !local && a.Profile != "" {

@@ -6,13 +6,14 @@ import (
 	"github.com/quietline/quietline/kms"
 )
 
-// allowances puts the limits of this site's SAEs into the key manager's words.
+// allowances puts limits and re-read windows of this site's SAEs into the key manager's words.
 func allowances(s *config.Site) map[etsi014.SAEID]kms.Allowance {
 	found := make(map[etsi014.SAEID]kms.Allowance)
 	for _, a := range s.SAEs {
-		if l := a.Limits; l != (config.SAELimits{}) {
+		if l := a.Limits; l != (config.SAELimits{}) || a.RereadWindow != 0 {
 			found[etsi014.SAEID(a.ID)] = kms.Allowance{Calls: l.RequestsPerSecond,
-				Keys: l.KeysPerSecond, Share: l.Share, Window: l.ShareWindow, Reserve: l.Reserve}
+				Keys: l.KeysPerSecond, Share: l.Share, Window: l.ShareWindow, Reserve: l.Reserve,
+				Reread: a.RereadWindow}
 		}
 	}
 	return found

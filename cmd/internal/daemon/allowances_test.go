@@ -18,9 +18,10 @@ func TestAllowances(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.SAEs[0].RereadWindow = 2 * time.Second // off in the example
 	got := allowances(s)
 	want := map[etsi014.SAEID]kms.Allowance{"line-tokyo": {Calls: 50, Keys: 200, Share: 0.9,
-		Window: time.Minute, Reserve: 1000}}
+		Window: time.Minute, Reserve: 1000, Reread: 2 * time.Second}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("allowances (-want +got):\n%s", diff)
 	}

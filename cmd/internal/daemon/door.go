@@ -129,7 +129,7 @@ func (d *keyDoor) reload(file string) {
 // Changes that need a new start of the key manager.
 var (
 	errNewSAE   = errors.New("a new SAE")
-	errNewLimit = errors.New("limits of SAEs")
+	errNewLimit = errors.New("limits or re-read windows of SAEs")
 	errNewParts = errors.New("listeners, peers, links or files of the store")
 )
 

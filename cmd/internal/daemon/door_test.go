@@ -277,7 +277,7 @@ func TestDoorFollowsItsSite(t *testing.T) {
 				Identity: config.Identity{CN: "osaka"}})
 		}, []string{"takes effect at the next start", "a new SAE: osaka"}, 3},
 		{"limits", func(s *config.Site) { s.SAEs[0].Limits.Reserve = 10 },
-			[]string{"takes effect at the next start", "limits of SAEs"}, 2},
+			[]string{"takes effect at the next start", "limits or re-read windows"}, 2},
 		{"address", func(s *config.Site) { s.KME.Listen = "127.0.0.1:9" },
 			[]string{"takes effect at the next start", "listeners, peers"}, 2},
 		{"no kme", func(s *config.Site) { *s = config.Site{Version: 1, Site: "x", State: "/x"} },

@@ -87,6 +87,7 @@ func (m *keyManager) open(env Env, stack *closers) error {
 		return err
 	}
 	stack.add(func() {
+		m.node.KME().Forget()
 		if err := m.node.Close(); err != nil {
 			env.Log.Error("key manager's store did not close", "err", err)
 		}
