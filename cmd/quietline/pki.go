@@ -31,7 +31,8 @@ func newPKICommand() *cobra.Command {
 		},
 	}
 	for _, sub := range []func() *cobra.Command{newPKIInit, newPKIIssue, newPKIRenew,
-		newPKIRevoke, newPKIShow, newPKIExport, newPKISecret, newPKIInvite, newPKIJoin} {
+		newPKIRevoke, newPKIShow, newPKIExport, newPKISecret, newPKIInvite, newPKIJoin,
+		newPKICheck} {
 		cmd.AddCommand(sub())
 	}
 	return cmd

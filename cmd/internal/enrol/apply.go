@@ -87,15 +87,15 @@ func (h *Home) apply(b *bond) error {
 		{h.Path("lines", site, "peer.bundle"), []byte(b.theirs.Bundle)},
 	}
 	for _, f := range files {
-		if err := secret.WriteFile(f.path, f.text); err != nil {
+		if err := writeFile(f.path, f.text); err != nil {
 			return err
 		}
 	}
-	if err := bundle.WriteSecret(h.Path("lines", site, bundle.LinkFile), b.link); err != nil {
+	if err := writeSecret(h.Path("lines", site, bundle.LinkFile), b.link); err != nil {
 		return err
 	}
 	if b.seed.Len() > 0 {
-		if err := secret.WriteFile(h.authSeed(site), b.seed.Expose()); err != nil {
+		if err := writeFile(h.authSeed(site), b.seed.Expose()); err != nil {
 			return err
 		}
 	}
@@ -126,7 +126,7 @@ func (h *Home) amend(b *bond) error {
 	if text, err = config.Amend(path, text, add); err != nil {
 		return err
 	}
-	return secret.WriteFile(path, text)
+	return writeFile(path, text)
 }
 
 // addition is what the other site means for this one's file.
@@ -235,7 +235,7 @@ func (h *Home) staticKey(site string) ([]byte, error) {
 			return nil, err
 		}
 		defer fresh.Clear()
-		if err := bundle.WriteSecret(path, fresh.Seed); err != nil {
+		if err := writeSecret(path, fresh.Seed); err != nil {
 			return nil, err
 		}
 		return rekey.Public(rekey.XWing, fresh.Seed)

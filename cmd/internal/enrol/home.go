@@ -114,7 +114,7 @@ func Create(dir string, plan Plan) (*Home, error) {
 	if _, err := config.Parse(h.SiteFile(), text); err != nil {
 		return nil, fmt.Errorf("make site: %w", err)
 	}
-	if err := secret.WriteFile(h.SiteFile(), text); err != nil {
+	if err := writeFile(h.SiteFile(), text); err != nil {
 		return nil, fmt.Errorf("make site: %w", err)
 	}
 	return h, nil
@@ -130,7 +130,7 @@ func (h *Home) keepPlan() error {
 	old, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return secret.WriteFile(path, text)
+		return writeFile(path, text)
 	case err != nil:
 		return err
 	case !bytes.Equal(old, text):
@@ -167,7 +167,7 @@ func (h *Home) make() (err error) {
 	if _, err := os.Lstat(h.seedFile()); errors.Is(err, fs.ErrNotExist) {
 		seed := bundle.NewSignerSeed()
 		defer seed.Clear()
-		if err := secret.WriteFile(h.seedFile(), seed.Expose()); err != nil {
+		if err := writeFile(h.seedFile(), seed.Expose()); err != nil {
 			return err
 		}
 	}

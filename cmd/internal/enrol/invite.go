@@ -84,6 +84,9 @@ func (h *Home) Invite(terms Terms, now time.Time) (*Invitation, error) {
 	err := inv.load()
 	switch {
 	case err == nil && inv.state.Done && !terms.Again:
+		if err := inv.confirm(); err != nil { // it may have been interrupted
+			return fail(err)
+		}
 		return inv, nil
 	case err == nil && !inv.state.Done && now.Before(inv.token.Expires) &&
 		inv.token.Address.IsValid() != terms.Offline:
@@ -130,7 +133,7 @@ func (inv *Invitation) create(terms Terms, now time.Time) error {
 		return err
 	}
 	inv.token = t
-	return secret.WriteFile(filepath.Join(inv.dir, tokenFile), []byte(t.Text()))
+	return writeFile(filepath.Join(inv.dir, tokenFile), []byte(t.Text()))
 }
 
 // makeDoor makes the certificate that this one token pins.
@@ -150,7 +153,7 @@ func (inv *Invitation) makeSecrets() error {
 	link := secret.New(32)
 	defer link.Clear()
 	_, _ = rand.Read(link.Expose()) // never fails, see crypto/rand
-	if err := bundle.WriteSecret(filepath.Join(inv.dir, linkFile), link); err != nil {
+	if err := writeSecret(filepath.Join(inv.dir, linkFile), link); err != nil {
 		return err
 	}
 	if inv.home.plan.Device != Simulated {
@@ -161,7 +164,7 @@ func (inv *Invitation) makeSecrets() error {
 		return err
 	}
 	defer seed.Clear()
-	return secret.WriteFile(filepath.Join(inv.dir, seedFile), seed.Expose())
+	return writeFile(filepath.Join(inv.dir, seedFile), seed.Expose())
 }
 
 // inner draws the addresses inside a line: four of 169.254/16 (RFC 3927),
@@ -203,7 +206,7 @@ func (inv *Invitation) keepState() error {
 	if err != nil {
 		return err
 	}
-	return secret.WriteFile(filepath.Join(inv.dir, stateFile), text)
+	return writeFile(filepath.Join(inv.dir, stateFile), text)
 }
 
 // Token is what the other site needs.
@@ -326,7 +329,7 @@ func (inv *Invitation) confirm() error {
 		return err
 	}
 	for _, f := range []string{tokenFile, linkFile, seedFile, pairFile} {
-		if err := os.Remove(filepath.Join(inv.dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := removeFile(filepath.Join(inv.dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

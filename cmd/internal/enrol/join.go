@@ -71,7 +71,7 @@ func (j *Joining) keep() error {
 	if err != nil {
 		return err
 	}
-	return secret.WriteFile(j.path(), text)
+	return writeFile(j.path(), text)
 }
 
 // Stored tells whether this site is configured already.

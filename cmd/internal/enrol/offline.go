@@ -81,7 +81,7 @@ func (inv *Invitation) WriteFile(path string) error {
 	if err != nil {
 		return fmt.Errorf("invite %s: %w", inv.token.To, err)
 	}
-	return secret.WriteFile(path, text)
+	return writeFile(path, text)
 }
 
 // ReadReply takes the file that came back and ends the invitation. It returns
@@ -130,7 +130,7 @@ func (j *Joining) RunFiles(invitation, reply string, now time.Time) error {
 		text, err = seal(j.token, replyKind, card)
 	}
 	if err == nil {
-		err = secret.WriteFile(reply, text)
+		err = writeFile(reply, text)
 	}
 	if err != nil {
 		return fmt.Errorf("join %s: %w", j.token.From, err)

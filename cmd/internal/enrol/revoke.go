@@ -8,7 +8,6 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/pki"
-	"github.com/quietline/quietline/secret"
 )
 
 // Revoke ends the trust in another site: its key manager, its links and lines
@@ -63,7 +62,7 @@ func (h *Home) leave(site string) (bool, error) {
 		if text, err = config.Remove(h.SiteFile(), text, p.KME); err != nil {
 			return true, err
 		}
-		return true, secret.WriteFile(h.SiteFile(), text)
+		return true, writeFile(h.SiteFile(), text)
 	}
 	return false, nil
 }

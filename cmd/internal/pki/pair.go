@@ -196,3 +196,27 @@ func EncodeCertificates(list []*x509.Certificate) []byte {
 	}
 	return out.Bytes()
 }
+
+// JoinPair puts a chain and the key in a file of its own together.
+func JoinPair(chain []*x509.Certificate, keyPath string) (*Pair, error) {
+	text, err := secret.ReadFile(keyPath, maxFile)
+	if err != nil {
+		return nil, err
+	}
+	defer text.Clear()
+	for block, rest := pem.Decode(text.Expose()); block != nil; block, rest = pem.Decode(rest) {
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			continue
+		}
+		key, err := parseKey(block)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", keyPath, err)
+		}
+		if !samePublic(key.Public(), chain[0].PublicKey) {
+			return nil, fmt.Errorf("read %s: %w: it is %.16s…, the certificate's is %.16s…: %s", keyPath,
+				ErrKeyPair, KeyPrint(key.Public()), KeyPrint(chain[0].PublicKey), Describe(chain[0]))
+		}
+		return &Pair{Chain: chain, Key: key}, nil
+	}
+	return nil, fmt.Errorf("read %s: no key is in it", keyPath)
+}
