@@ -110,6 +110,7 @@ type world struct {
 	ticket  uint64
 	block   uint64
 	corrupt map[uint64]bool
+	cuts    [2]map[uint64]kms.Segment // of good blocks: tags take long to compute
 
 	keys      []*drawnKey
 	byID      map[etsi014.KeyID]*drawnKey
@@ -134,6 +135,7 @@ func newWorld(seed uint64, h histories) *world {
 	w := &world{h: h, seed: seed, rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15)),
 		now: time.Millisecond, faults: true,
 		corrupt: map[uint64]bool{}, byID: map[etsi014.KeyID]*drawnKey{},
+		cuts:     [2]map[uint64]kms.Segment{{}, {}},
 		mastered: map[simSlot]uint64{}, ownerOf: map[kms.SegmentID]int{}, lives: map[string]bool{}}
 	for i, id := range []etsi014.KMEID{"a", "b"} {
 		w.sites[i] = &simSite{w: w, n: i, id: id, disk: simDisk{storetest.NewMemory(id), [2]uint64{1}},
@@ -355,28 +357,43 @@ func (s *simSite) ingest() {
 		return
 	}
 	w := s.w
-	number := s.inbox[0]
-	bits := w.bits(s.n, number)
+	number, changed := s.inbox[0], false
 	if w.faults && number > 3 && w.chance(3) { // a device that repeats itself
 		number -= uint64(1 + w.rng.IntN(3))
-		if bits = w.bits(s.n, number); w.chance(30) {
-			bits[Reserved+9] ^= 1 // and not the same
-		}
+		changed = w.chance(30) // and not the same
 	}
 	for _, n := range s.read {
 		if n == number {
 			return
 		}
 	}
+	seg := s.cut(number, changed)
+	w.ticket++
+	s.read[w.ticket] = number
+	s.feed(Ingested{Ticket: w.ticket, Segment: seg, Sealed: kms.Sealed{
+		Key: kms.Wrapped{Epoch: s.epoch, Bytes: s.newKey()}, Slots: zeroSlots}})
+}
+
+// cut is what the KME makes of a block.
+func (s *simSite) cut(number uint64, changed bool) kms.Segment {
+	w := s.w
+	seg, ok := w.cuts[s.n][number]
+	if ok && !changed {
+		return seg
+	}
+	bits := w.bits(s.n, number)
+	if changed {
+		bits[Reserved+9] ^= 1
+	}
 	id := kms.SegmentID{Link: simLink, Generation: 1, Number: number}
 	seg, _, err := Cut(id, s.id, w.sites[1-s.n].id, Weights{}, false, bits)
 	if err != nil {
 		w.fail("cut: %v", err)
 	}
-	w.ticket++
-	s.read[w.ticket] = number
-	s.feed(Ingested{Ticket: w.ticket, Segment: seg, Sealed: kms.Sealed{
-		Key: kms.Wrapped{Epoch: s.epoch, Bytes: s.newKey()}, Slots: zeroSlots}})
+	if !changed {
+		w.cuts[s.n][number] = seg
+	}
+	return seg
 }
 
 // spoil makes an unopened segment unreadable on one disk.
