@@ -315,7 +315,8 @@ func TestAllowancesAreChecked(t *testing.T) {
 			t.Errorf("%s: %+v passes", name, a)
 		}
 	}
-	for _, a := range []Allowance{{}, {Calls: 0.1, Keys: 1e6, Share: 1, Window: time.Hour, Reserve: 1}} {
+	for _, a := range []Allowance{{},
+		{Calls: 0.1, Keys: 1e6, Share: 1, Window: time.Hour, Reserve: 1}} {
 		if err := a.Validate(); err != nil {
 			t.Errorf("%+v: %v", a, err)
 		}

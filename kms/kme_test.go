@@ -78,10 +78,12 @@ func TestKeysAsksThePool(t *testing.T) {
 		"target twice":   {"a", ask{Targets: to{"b", "b"}}, 0, 0, etsi014.ErrRequest, bad},
 		"itself":         {"a", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrRequest, bad},
 		"unknown target": {"a", ask{Targets: to{"x"}}, 0, 0, etsi014.ErrRequest, bad},
-		"six targets":    {"a", ask{Targets: to{"b", "c", "d", "e", "f", "g"}}, 0, 0, etsi014.ErrRequest, bad},
-		"mandatory":      {"a", ask{Targets: to{"b"}, Mandatory: []etsi014.Extension{{"x": 1}}}, 0, 0, etsi014.ErrMandatory, bad},
-		"another KME's":  {"b", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
-		"a stranger":     {"x", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
+		"six targets": {"a", ask{Targets: to{"b", "c", "d", "e", "f", "g"}}, 0, 0,
+			etsi014.ErrRequest, bad},
+		"mandatory": {"a", ask{Targets: to{"b"}, Mandatory: []etsi014.Extension{{"x": 1}}}, 0, 0,
+			etsi014.ErrMandatory, bad},
+		"another KME's": {"b", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
+		"a stranger":    {"x", ask{Targets: to{"a"}}, 0, 0, etsi014.ErrDenied, "denied"},
 	} {
 		k, pool := newTestKME(t)
 		got, err := k.Keys(t.Context(), etsi014.Caller{SAE: c.who}, c.req)
@@ -109,16 +111,17 @@ func TestKeysByIDAsksThePool(t *testing.T) {
 		want      error
 		reason    string
 	}{
-		"one":             {"a", "b", ids[:1], nil, nil, ""},
-		"as many as may":  {"a", "b", ids[:128], nil, nil, ""},
-		"from beside":     {"a", "a2", ids[:1], nil, nil, ""}, // of a key for several targets
-		"none":            {"a", "b", nil, nil, etsi014.ErrRequest, "bad request"},
-		"too many":        {"a", "b", ids, nil, etsi014.ErrRequest, "bad request"},
-		"from nobody":     {"a", "x", ids[:1], nil, etsi014.ErrRequest, "bad request"},
-		"from itself":     {"a", "a", ids[:1], nil, etsi014.ErrRequest, "bad request"},
-		"another KME's":   {"b", "a", ids[:1], nil, etsi014.ErrDenied, "denied"},
-		"a stranger":      {"x", "b", ids[:1], nil, etsi014.ErrDenied, "denied"},
-		"not there":       {"a", "b", ids[:1], etsi014.ErrUnknownKey, etsi014.ErrUnknownKey, "unknown key"},
+		"one":            {"a", "b", ids[:1], nil, nil, ""},
+		"as many as may": {"a", "b", ids[:128], nil, nil, ""},
+		"from beside":    {"a", "a2", ids[:1], nil, nil, ""}, // of a key for several targets
+		"none":           {"a", "b", nil, nil, etsi014.ErrRequest, "bad request"},
+		"too many":       {"a", "b", ids, nil, etsi014.ErrRequest, "bad request"},
+		"from nobody":    {"a", "x", ids[:1], nil, etsi014.ErrRequest, "bad request"},
+		"from itself":    {"a", "a", ids[:1], nil, etsi014.ErrRequest, "bad request"},
+		"another KME's":  {"b", "a", ids[:1], nil, etsi014.ErrDenied, "denied"},
+		"a stranger":     {"x", "b", ids[:1], nil, etsi014.ErrDenied, "denied"},
+		"not there": {"a", "b", ids[:1], etsi014.ErrUnknownKey, etsi014.ErrUnknownKey,
+			"unknown key"},
 		"somebody else's": {"a", "b", ids[:1], etsi014.ErrDenied, etsi014.ErrDenied, "denied"},
 		"pool is down":    {"a", "b", ids[:1], etsi014.ErrDown, etsi014.ErrDown, ""},
 	} {

@@ -96,9 +96,11 @@ func TestReread(t *testing.T) {
 		"another SAE":    {{0, "line", 1, []byte{1}, nil}, {0, "hungry", 1, []byte{1}, unknown}},
 		"no window":      {{0, "hungry", 1, []byte{1}, nil}, {0, "hungry", 1, []byte{1}, unknown}},
 		"no certificate": {{0, "line", 0, []byte{1}, nil}, {0, "line", 0, []byte{1}, unknown}},
-		"old and new together": {{0, "line", 1, []byte{2}, nil}, {time.Second, "line", 1, []byte{1, 2, 3}, nil},
+		"old and new together": {{0, "line", 1, []byte{2}, nil},
+			{time.Second, "line", 1, []byte{1, 2, 3}, nil},
 			{time.Second, "line", 1, []byte{1, 3}, nil}, {0, "line", 1, []byte{2}, unknown}},
-		"one that is gone spoils all": {{0, "hungry", 1, []byte{9}, nil}, {0, "line", 1, []byte{1}, nil},
+		"one that is gone spoils all": {{0, "hungry", 1, []byte{9}, nil},
+			{0, "line", 1, []byte{1}, nil},
 			{0, "line", 1, []byte{1, 9}, unknown}, {0, "line", 1, []byte{1}, nil}},
 		"an ID named twice": {{0, "line", 1, []byte{1, 1}, unknown}, {0, "line", 1, []byte{1}, nil},
 			{0, "line", 1, []byte{1, 1}, unknown}},
@@ -158,17 +160,22 @@ func TestRereadIsWiped(t *testing.T) {
 			if err := fetchIDs(t.Context(), k, "line", 1, 5); err != nil {
 				t.Fatal(err)
 			}
-			held := k.shelves["line"].held[etsi014.KeyID{5}].bits.Expose()
+			s := k.shelves["line"]
+			s.mu.Lock()
+			held := s.held[etsi014.KeyID{5}].bits.Expose()
+			s.mu.Unlock()
 			if !bytes.Equal(held, bytes.Repeat([]byte{5}, 32)) {
 				t.Fatalf("%s: not held", name)
 			}
 			end(k)
+			s.mu.Lock()
 			if !bytes.Equal(held, make([]byte, 32)) {
 				t.Errorf("%s: the bytes are still there", name)
 			}
-			if s := k.shelves["line"]; s.held[etsi014.KeyID{5}] != nil || len(s.order) > rereadKeys {
+			if s.held[etsi014.KeyID{5}] != nil || len(s.order) > rereadKeys {
 				t.Errorf("%s: %d keys are held", name, len(s.order))
 			}
+			s.mu.Unlock()
 			time.Sleep(time.Second) // timers end
 		})
 	}
