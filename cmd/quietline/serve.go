@@ -8,13 +8,14 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/daemon"
+	"github.com/quietline/quietline/secret"
 )
 
 // serve runs a daemon until a signal ends it.
 func serve(
 	cmd *cobra.Command, site *config.Site, run func(context.Context, daemon.Env) error,
 ) error {
-	if err := daemon.Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		return err
 	}
 	env := daemon.Env{

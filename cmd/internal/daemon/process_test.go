@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel/lab"
 )
 
@@ -21,12 +22,15 @@ func TestMain(m *testing.M) {
 		hardened()
 		return
 	}
+	if os.Getenv("QUIETLINE_TEST_DRAW") != "" {
+		os.Exit(drawAndWait())
+	}
 	os.Exit(lab.Main(m))
 }
 
 // hardened prints what a hardened process may still do.
 func hardened() {
-	if err := Harden(); err != nil {
+	if err := secret.Harden(); err != nil {
 		os.Stdout.WriteString("harden: " + err.Error())
 		return
 	}
