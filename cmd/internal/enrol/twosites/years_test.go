@@ -152,6 +152,60 @@ func TestRenewalUnderTraffic(t *testing.T) {
 	}
 }
 
+// TestPeerCertificateRenewed renews what the key manager shows to its peer: it
+// begins anew by itself, the session stands again, and the line carries on.
+func TestPeerCertificateRenewed(t *testing.T) {
+	long(t)
+	a, b := machines(t)
+	atA, atB := enrol(t, a, b)
+	a.daemons(atA)
+	b.daemons(atB)
+	inner := addresses(t, a, b)
+	if got := talk(t, a, b, inner); got == "" {
+		t.Fatal("nothing comes through")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), mostTime)
+	defer cancel()
+	kme := control.Dial(a.path("state/kme.sock"))
+	first, err := kme.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	a.finish("quietline pki renew --dir tokyo/pki kme-peer", "")
+	retry(t, ctx, func() error {
+		st, err := kme.Status(ctx)
+		switch {
+		case err != nil:
+			return err
+		case st.Started.Equal(first.Started):
+			return errors.New("it has not begun anew")
+		case len(st.KME.Peers) != 1 || !st.KME.Peers[0].Up || !st.KME.Serving:
+			return fmt.Errorf("no session: %s", st.KME.Reason)
+		}
+		return nil
+	})
+	t.Logf("%v after the renewal the session stands again", time.Since(begun).Round(time.Millisecond))
+	if got := talk(t, a, b, inner); got == "" {
+		t.Error("nothing comes through")
+	}
+	line := control.Dial(a.path("state/line-tokyo-kochi.sock"))
+	before, err := a.lineStatus()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := line.Rekey(ctx); err != nil {
+		t.Fatal(err)
+	}
+	retry(t, ctx, func() error {
+		now, err := a.lineStatus()
+		if err == nil && now.Epoch == before.Epoch {
+			err = fmt.Errorf("no new epoch: %s %s", now.Handshake, now.Failure)
+		}
+		return err
+	})
+}
+
 // logs is what all processes of a site printed.
 func (s *site) logs() string {
 	var out strings.Builder
