@@ -188,43 +188,44 @@ func TestMeasureDoor(t *testing.T) {
 	one := l.bare(t, len(answer(t, l.tokyoDoor, tokyo, encPath)))
 	batch := l.bare(t, len(answer(t, l.tokyoDoor, tokyo, encPath+"?number=128")))
 	for _, conns := range []int{1, 8, 64} {
-		l.compare(t, fmt.Sprintf("enc_keys, 1 key, %d connections", conns), 1,
-			func() rate { return drive(t, l.tokyoDoor, tokyo, conns, time.Second, always(encPath)) },
-			func() rate { return drive(t, one, tokyo, conns, time.Second, always(encPath)) })
+		compare(t, fmt.Sprintf("enc_keys, 1 key, %d connections", conns), 1,
+			func(t *testing.T) rate { return drive(t, l.tokyoDoor, tokyo, conns, time.Second, always(encPath)) },
+			func(t *testing.T) rate { return drive(t, one, tokyo, conns, time.Second, always(encPath)) })
 	}
 	for _, conns := range []int{1, 8, 64} {
-		l.compare(t, fmt.Sprintf("dec_keys, 1 key, %d connections", conns), 1,
-			func() rate {
+		compare(t, fmt.Sprintf("dec_keys, 1 key, %d connections", conns), 1,
+			func(t *testing.T) rate {
 				return drive(t, l.kochiDoor, kochi, conns, time.Second, collecting(l.drawn(t, 6000)))
 			},
-			func() rate { return drive(t, one, kochi, conns, time.Second, always(encPath)) })
+			func(t *testing.T) rate { return drive(t, one, kochi, conns, time.Second, always(encPath)) })
 	}
 	for _, conns := range []int{1, 8} {
 		many := always(encPath + "?number=128")
-		l.compare(t, fmt.Sprintf("enc_keys, 128 keys, %d connections", conns), 128,
-			func() rate { return drive(t, l.tokyoDoor, tokyo, conns, time.Second, many) },
-			func() rate { return drive(t, batch, tokyo, conns, time.Second, many) })
+		compare(t, fmt.Sprintf("enc_keys, 128 keys, %d connections", conns), 128,
+			func(t *testing.T) rate { return drive(t, l.tokyoDoor, tokyo, conns, time.Second, many) },
+			func(t *testing.T) rate { return drive(t, batch, tokyo, conns, time.Second, many) })
 	}
-	l.compare(t, "full handshakes, 8 at once", 0,
-		func() rate { return handshakes(t, l.tokyoDoor, tokyo) },
-		func() rate { return handshakes(t, one, tokyo) })
+	compare(t, "full handshakes, 8 at once", 0,
+		func(t *testing.T) rate { return handshakes(t, l.tokyoDoor, tokyo) },
+		func(t *testing.T) rate { return handshakes(t, one, tokyo) })
 }
 
 // compare runs both in turn and logs every round and the medians.
-func (l *lit) compare(t *testing.T, name string, keys int, door, bare func() rate) {
-	t.Helper()
-	var a, b []rate
-	for i := range rounds {
-		a, b = append(a, door()), append(b, bare())
-		t.Logf("%s, round %d: door %v; bare %v", name, i+1, a[i], b[i])
-	}
-	middle := func(list []rate) rate {
-		slices.SortFunc(list, func(x, y rate) int { return int(x.perSecond - y.perSecond) })
-		return list[len(list)/2]
-	}
-	d, m := middle(a), middle(b)
-	t.Logf("%s, median: door %v; bare %v; %.0f %% of bare; %.0f keys/s", name, d, m,
-		100*d.perSecond/m.perSecond, d.perSecond*float64(keys))
+func compare(t *testing.T, name string, keys int, door, bare func(*testing.T) rate) {
+	t.Run(name, func(t *testing.T) {
+		var a, b []rate
+		for i := range rounds {
+			a, b = append(a, door(t)), append(b, bare(t))
+			t.Logf("round %d: door %v; bare %v", i+1, a[i], b[i])
+		}
+		middle := func(list []rate) rate {
+			slices.SortFunc(list, func(x, y rate) int { return int(x.perSecond - y.perSecond) })
+			return list[len(list)/2]
+		}
+		d, m := middle(a), middle(b)
+		t.Logf("median: door %v; bare %v; %.0f %% of bare; %.0f keys/s", d, m,
+			100*d.perSecond/m.perSecond, d.perSecond*float64(keys))
+	})
 }
 
 // drawn are key_IDs that kochi may collect, once each.
