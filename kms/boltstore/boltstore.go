@@ -262,10 +262,3 @@ func putUint64(b *bolt.Bucket, key []byte, v uint64) error {
 func hasPrefix(b, prefix []byte) bool {
 	return len(b) >= len(prefix) && string(b[:len(prefix)]) == string(prefix)
 }
-
-// fromPanic is guard for a deferred call without the fault.
-func fromPanic(err *error) {
-	if p := recover(); p != nil {
-		*err = fmt.Errorf("%w: %v", kms.ErrCorrupt, p)
-	}
-}

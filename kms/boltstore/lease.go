@@ -24,7 +24,7 @@ func (s *Store) Lease(ctx context.Context, link kms.LinkID, n int) (l kms.Lease,
 	if s.stopped.Load() {
 		return l, kms.ErrStopped
 	}
-	defer fromPanic(&err)
+	defer guard(&err)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if link == "" {
@@ -131,7 +131,7 @@ func (s *Store) records(ctx context.Context, from uint64) (batch []kms.Record, e
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	defer fromPanic(&err)
+	defer guard(&err)()
 	err = s.db.View(func(tx *bolt.Tx) error {
 		end, err := parsePosition(tx.Bucket(bMeta).Get(kPosition))
 		if err != nil {

@@ -81,6 +81,12 @@ func TestCutShort(t *testing.T) {
 			if err == nil {
 				s.Close()
 			}
+			if r, rerr := OpenRead(cut, storetest.Self); !errors.Is(rerr, kms.ErrCorrupt) {
+				t.Errorf("OpenRead: %v, want ErrCorrupt", rerr)
+				if rerr == nil {
+					r.Close()
+				}
+			}
 			if !errors.Is(err, kms.ErrCorrupt) || !strings.Contains(err.Error(), cut) ||
 				!strings.Contains(err.Error(), "empty folder") {
 				t.Errorf("Open: %v, want ErrCorrupt with file and next step", err)
@@ -131,6 +137,16 @@ func TestCutShortWhileOpen(t *testing.T) {
 	if _, _, err := s.Load(t.Context(), kms.SegmentID{Link: "l", Generation: 1,
 		Number: 7}); !errors.Is(err, kms.ErrCorrupt) {
 		t.Errorf("Load: %v, want ErrCorrupt", err)
+	}
+	var scanned error
+	for _, err := range s.Scan(t.Context(), 0) {
+		scanned = errors.Join(scanned, err)
+	}
+	if !errors.Is(scanned, kms.ErrCorrupt) {
+		t.Errorf("Scan: %v, want ErrCorrupt", scanned)
+	}
+	if _, err := s.Lease(t.Context(), "l", -1); !errors.Is(err, kms.ErrCorrupt) {
+		t.Errorf("Lease: %v, want ErrCorrupt", err)
 	}
 	if _, err := s.Commit(t.Context(), 1, []kms.Change{{Op: kms.OpNote, Reason: "one"}}); !errors.Is(err,
 		kms.ErrCorrupt) || kms.Refused(err) {

@@ -19,8 +19,9 @@ func OpenRead(path string, self etsi014.KMEID) (s *Store, err error) {
 			err = fmt.Errorf("open store %s: %w", path, err)
 		}
 	}()
-	defer fromPanic(&err)
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true})
+	defer guard(&err)()
+	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true,
+		OpenFile: whole(nil)})
 	if err != nil {
 		return nil, openError(err)
 	}
