@@ -285,3 +285,25 @@ func TestRootKeyFiles(t *testing.T) {
 		t.Errorf("short root key: %v", err)
 	}
 }
+
+// TestRootKeyOfCredential: systemd shows a credential to the service as a file
+// of mode 0400 in a folder of mode 0500.
+func TestRootKeyOfCredential(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "quietline-kme.service")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path, want := filepath.Join(dir, "root"), bytes.Repeat([]byte{3}, KeySize)
+	if err := os.WriteFile(path, want, 0o400); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o700) })
+	root, err := ReadRootKey(path)
+	if err != nil || !bytes.Equal(root.Expose(), want) {
+		t.Fatalf("read a credential: %v", err)
+	}
+	root.Clear()
+}

@@ -94,8 +94,9 @@ type KME struct {
 	// peer_ca is the root that signs the certificates of peers, PEM. Required.
 	PeerCA string `yaml:"peer_ca" check:"required,path"`
 	// root_key is the file with the 32 random bytes under which stored keys
-	// are wrapped; mode 0600. Keep it away from the state folder's backups.
-	// Required.
+	// are wrapped; mode 0600 or 0400. Keep it away from the state folder's
+	// backups. A systemd credential is named by its whole path, for one
+	// /run/credentials/quietline-kme.service/root. Required.
 	RootKey string `yaml:"root_key" check:"required,path"`
 	// control is the Unix socket of status and commands, mode 0600.
 	// Default <state>/kme.sock.
