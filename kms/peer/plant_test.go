@@ -167,7 +167,7 @@ var plants = []plant{
 		}
 		if planted == 13 && len(all.Changes) > 0 {
 			if pos, err := s.disk.Clone().Commit(context.Background(), s.fence, all.Changes); err == nil {
-				for _, m := range s.m.Step(w.now, Durable{pos}).Messages {
+				for _, m := range s.m.Step(s.clock(), Durable{pos}).Messages {
 					s.lawful(m)
 					w.send(1-s.n, m.Data)
 				}

@@ -90,6 +90,8 @@ type simSite struct {
 	inc   Incarnation
 	conn  bool // as the machine was told
 	ready time.Duration
+	skew  time.Duration // of its clock, which only goes forward
+	full  time.Duration // until then the disk takes nothing
 	wake  time.Duration
 	inbox []uint64 // block numbers the device holds unacknowledged
 	asked map[uint64]waitingDraw
@@ -219,6 +221,13 @@ func (w *world) step() {
 			s.old = append(s.old, s.disk.clone())
 		}
 	default:
+		switch w.rng.IntN(10) {
+		case 0: // a machine that slept, or was moved
+			s.skew += time.Duration(w.rng.IntN(100)) * time.Second
+			s.life++ // what it held for a target may have aged
+		case 1:
+			s.full = w.now + time.Duration(w.rng.IntN(5000))*time.Millisecond
+		}
 		w.now += time.Duration(w.rng.IntN(8000)) * time.Millisecond
 		w.advance()
 	}
@@ -236,8 +245,8 @@ func (w *world) step() {
 func (w *world) advance() {
 	next := w.now + 500*time.Millisecond
 	for _, s := range w.sites {
-		if s.alive && s.wake > w.now {
-			next = min(next, s.wake)
+		if s.alive && s.wake > s.clock() {
+			next = min(next, s.wake-s.skew)
 		}
 		if !s.alive {
 			next = min(next, max(s.ready, w.now))
@@ -245,7 +254,7 @@ func (w *world) advance() {
 	}
 	w.now = max(next, w.now+time.Millisecond)
 	for _, s := range w.sites {
-		if s.alive && s.wake <= w.now {
+		if s.alive && s.wake <= s.clock() {
 			s.feed(Tick{})
 		}
 	}
@@ -420,11 +429,11 @@ func (s *simSite) turn() {
 	}
 	next := s.epoch + 1
 	s.disk.slots[(next+1)%2] = next
-	if w.faults && w.chance(10) {
+	if w.faults && (w.now < s.full || w.chance(10)) {
 		s.crash("in a turn, before the commit")
 		return
 	}
-	out := s.m.Step(w.now, Turn{next})
+	out := s.m.Step(s.clock(), Turn{next})
 	for i := range out.Changes {
 		switch c := &out.Changes[i]; c.Op {
 		case kms.OpRewrap:
@@ -549,6 +558,9 @@ func (w *world) siteOf(sae etsi014.SAEID) int {
 	return -1
 }
 
+// clock is the site's own; the two agree in nothing but their direction.
+func (s *simSite) clock() time.Duration { return s.w.now + s.skew }
+
 // boot starts a process on the site's disk.
 func (s *simSite) boot() {
 	w := s.w
@@ -613,6 +625,7 @@ func (s *simSite) crash(when string) {
 		if w.h.bothOld || other.alive {
 			w.log("%s is restored to log %d", s.id, len(s.old))
 			s.disk = s.old[i].clone()
+			clear(s.used) // a copy brings back what was erased (rule 11)
 		}
 	}
 	if other.alive && other.conn {
@@ -627,12 +640,12 @@ func (s *simSite) feed(inputs ...Input) {
 	w := s.w
 	for len(inputs) > 0 && s.alive {
 		if _, ok := inputs[0].(Boot); !ok && s.wake == 0 {
-			s.wake = w.now
+			s.wake = s.clock()
 		}
 		var all Output
-		for _, in := range inputs {
+		for i, in := range inputs {
 			stale, heard := s.stale(in)
-			out := s.m.Step(w.now, in)
+			out := s.m.Step(s.clock(), in)
 			if stale && s.m.ordered[0].heard != heard {
 				w.fail("rule 14: %s acts on %s of another session", s.id, describe(in))
 			}
@@ -641,19 +654,23 @@ func (s *simSite) feed(inputs ...Input) {
 					c.IDKey = kms.Wrapped{Epoch: s.epoch, Bytes: out.IDKeys[c.Segment.Link]}
 				}
 			}
-			all.Changes = append(all.Changes, out.Changes...)
-			all.Messages = append(all.Messages, out.Messages...)
-			all.Answers = append(all.Answers, out.Answers...)
-			all.Lookups = append(all.Lookups, out.Lookups...)
-			all.Events = append(all.Events, out.Events...)
+			if i == 0 {
+				all = out
+			} else {
+				all.Changes = append(all.Changes, out.Changes...)
+				all.Messages = append(all.Messages, out.Messages...)
+				all.Answers = append(all.Answers, out.Answers...)
+				all.Lookups = append(all.Lookups, out.Lookups...)
+				all.Events = append(all.Events, out.Events...)
+			}
 			s.wake = out.Wake
 			if w.h.traceOnly {
 				w.log("%s %s", s.id, describe(in))
 			}
 		}
 		inputs = inputs[:0:0]
-		if w.faults && len(all.Changes) > 0 && w.rng.IntN(250) == 0 {
-			s.crash("before the commit")
+		if w.faults && len(all.Changes) > 0 && (w.now < s.full || w.rng.IntN(250) == 0) {
+			s.crash("before the commit") // a KME stops when a commit fails
 			return
 		}
 		if len(all.Changes) > 0 {
