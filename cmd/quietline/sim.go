@@ -26,7 +26,7 @@ func newSimCommand() *cobra.Command {
 				return usage(err, "quietline sim --config FILE --link ID")
 			}
 			return serve(cmd, site, func(ctx context.Context, env daemon.Env) error {
-				return daemon.Sim(ctx, env, l)
+				return daemon.FollowSim(ctx, env, file, l)
 			})
 		},
 	}

@@ -74,6 +74,28 @@ func FollowLine(ctx context.Context, env Env, file string, l *config.Line) error
 	return err
 }
 
+// FollowSim plays an end of a link until ctx ends, or the link leaves the site
+// file.
+func FollowSim(ctx context.Context, env Env, file string, l *config.Link) error {
+	inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return linkSum(s, l.ID) }, env.Log)
+	defer stop()
+	err := Sim(inner, env, l)
+	if err == nil && errors.Is(context.Cause(inner), ErrChanged) {
+		env.Log.Warn("link ends: the site file has it no longer, or otherwise", "link", l.ID)
+	}
+	return err
+}
+
+// linkSum is what a running end of a link cannot take over of a site file.
+func linkSum(s *config.Site, id string) [32]byte {
+	for i := range s.Links {
+		if s.Links[i].ID == id {
+			return sum(s.Links[i])
+		}
+	}
+	return [32]byte{}
+}
+
 // lineSum is what a running line cannot take over of a site file.
 func lineSum(s *config.Site, id string) [32]byte {
 	for i := range s.Lines {

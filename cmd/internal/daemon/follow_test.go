@@ -84,3 +84,16 @@ func TestLineSum(t *testing.T) {
 		t.Error("a line that left is not missed")
 	}
 }
+
+func TestLinkSum(t *testing.T) {
+	s := &config.Site{Links: []config.Link{{ID: "a", Peer: "kme-kochi"}, {ID: "b"}}}
+	a := linkSum(s, "a")
+	s.Links[1].Peer = "kme-osaka"
+	if linkSum(s, "a") != a {
+		t.Error("another link's change ends this one")
+	}
+	s.Links = s.Links[1:]
+	if linkSum(s, "a") != [32]byte{} {
+		t.Error("a link that left is not missed")
+	}
+}

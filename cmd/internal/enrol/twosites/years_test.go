@@ -243,6 +243,9 @@ func TestRevokeSite(t *testing.T) {
 		if _, err := a.lineStatus(); err == nil {
 			return errors.New("the line runs still")
 		}
+		if _, err := control.Dial(a.path("state/sim-tokyo-kochi.sock")).Status(ctx); err == nil {
+			return errors.New("the simulator runs still")
+		}
 		st, err := kme.Status(ctx)
 		if err == nil && (len(st.KME.Peers) > 0 || len(st.KME.Links) > 0) {
 			text, _ := json.Marshal(st.KME)
