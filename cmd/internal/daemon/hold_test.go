@@ -157,6 +157,16 @@ func TestHold(t *testing.T) {
 	now, _ := c.memory(t)
 	t.Logf("%d connections of %d SAEs stand after %v, memory %d MiB", len(held), holdSAEs,
 		time.Since(begin).Round(time.Second), now)
+	// Each asks from time to time, as rekeying lines do: the door ends a
+	// connection that is idle for two minutes.
+	i := 0
+	rest := nuisance(1, func() {
+		if !held[i].alive() {
+			t.Errorf("connection %d was lost", i)
+		}
+		i = (i + 1) % len(held)
+		time.Sleep(5 * time.Millisecond)
+	})
 	c.good(t, "10,000 held")
 
 	cfg := c.certificates(t, "other-tokyo").Client()
@@ -174,6 +184,7 @@ func TestHold(t *testing.T) {
 	c.good(t, "and a flood of silent connections")
 	end()
 
+	rest()
 	lost := 0
 	for _, w := range held {
 		if !w.alive() {
