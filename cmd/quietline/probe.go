@@ -93,8 +93,9 @@ func (p *probeFlags) flags(cmd *cobra.Command) {
 	app(&p.third, "third", "third-", "a third application, of the peer's KME; default none")
 	f.StringVar(&p.ca, "ca", "", "the CA of the KME's certificate, PEM `file`")
 	f.StringVar(&p.slaveURL, "peer-url", "", "base `URL` of the peer's KME; default URL")
-	f.StringVar(&p.slaveCA, "peer-ca", "", "the CA of that KME's certificate, PEM `file`; default --ca")
-	f.StringArrayVar(&p.only, "only", nil, "ask this `case` only; repeatable, a final * stands for any rest")
+	f.StringVar(&p.slaveCA, "peer-ca", "", "the CA of that KME, PEM `file`; default --ca")
+	f.StringArrayVar(&p.only, "only", nil,
+		"ask this `case` only; repeatable, a final * stands for any rest")
 	f.DurationVar(&p.timeout, "timeout", 10*time.Second, "of one request")
 	f.BoolVar(&p.list, "list", false, "list the cases and ask nothing")
 	f.BoolVar(&p.asJSON, "json", false, "print JSON")

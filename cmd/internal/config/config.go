@@ -76,6 +76,9 @@ type KME struct {
 	// line that begins with # is a remark. It is read again when it changes; a
 	// connection that it forbids is cut at once. Default: none.
 	ClientDeny string `yaml:"client_deny,omitempty" check:"path"`
+	// max_keys is how many keys one request may draw or fetch, 1 to 1024.
+	// Default 128.
+	MaxKeys int `yaml:"max_keys,omitempty"`
 	// max_connections is how many connections of SAEs the door holds, 16 to
 	// 65536; when they are all there, the one idle longest is closed for a new
 	// one. Default 16384, or what the limit of open files leaves.

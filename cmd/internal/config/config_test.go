@@ -91,7 +91,7 @@ func fill(t *testing.T) []byte {
 		Version: 1, Site: "x", Lab: true, State: "x",
 		KME: &config.KME{ID: "x", Listen: "x", Certificate: "x", Key: "x", ClientCA: "x",
 			SecondCertificate: "x", SecondKey: "x", ClientCRL: "x", ClientDeny: "x",
-			MaxConnections: 1, MaxConnectionAge: 1,
+			MaxKeys: 1, MaxConnections: 1, MaxConnectionAge: 1,
 			PeerListen: "x", PeerCertificate: "x", PeerKey: "x", PeerCA: "x", RootKey: "x",
 			Control: "x", Metrics: "x"},
 		Peers: []config.Peer{{KME: "x", Address: "x"}},

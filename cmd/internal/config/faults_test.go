@@ -56,6 +56,8 @@ func TestFaults(t *testing.T) {
 		{"half a pair", "second_key: pki/kme-rsa.key", "", "kme.second_certificate", "no second_key"},
 		{"half a pair", "second_certificate: pki/kme-rsa.crt", "", "kme.second_key",
 			"no second_certificate"},
+		{"keys", "max_keys: 128", "max_keys: 1025", "kme.max_keys", "1025 is outside 1 to 1024"},
+		{"no keys", "max_keys: 128", "max_keys: 0", "kme.max_keys", "0 is outside 1 to 1024"},
 		{"connections", "max_connections: 16384", "max_connections: 0", "kme.max_connections",
 			"0 is outside 16 to 65536"},
 		{"connection age", "max_connection_age: 1h", "max_connection_age: 1s",

@@ -31,6 +31,7 @@ const (
 // watchers need are no service; 65,536 take 3 GiB (docs/performance.md). A
 // connection younger than a minute costs more in handshakes than in keys.
 const (
+	maxKeys          = 1024 // as etsi014.Limits
 	minConnections   = 16
 	maxConnections   = 1 << 16
 	minConnectionAge = time.Minute
@@ -131,6 +132,9 @@ func (d *decoder) kme(s *Site) {
 		d.fault("kme.second_certificate", "has no second_key; expected both or none")
 	case k.SecondCertificate == "" && k.SecondKey != "":
 		d.fault("kme.second_key", "has no second_certificate; expected both or none")
+	}
+	if n := k.MaxKeys; d.set("kme.max_keys") && (n < 1 || n > maxKeys) {
+		d.fault("kme.max_keys", "%d is outside 1 to %d", n, maxKeys)
 	}
 	if n := k.MaxConnections; d.set("kme.max_connections") &&
 		(n < minConnections || n > maxConnections) {

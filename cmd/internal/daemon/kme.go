@@ -152,7 +152,7 @@ func nodeConfig(env Env, stack *closers) (node.Config, error) {
 		KME: etsi014.KMEID(k.ID), Dir: filepath.Join(s.State, "kme"), RootKey: k.RootKey,
 		Lab: s.Lab, Listen: k.PeerListen, Logger: env.Log,
 		TLS:    node.TLSFiles{Cert: k.PeerCertificate, Key: k.PeerKey, CA: k.PeerCA},
-		Limits: kms.Limits{Allowances: allowances(s)},
+		Limits: kms.Limits{MaxKeys: k.MaxKeys, Allowances: allowances(s)},
 	}
 	for _, p := range s.Peers {
 		cfg.Peers = append(cfg.Peers, node.Peer{ID: etsi014.KMEID(p.KME), Addr: p.Address})

@@ -74,7 +74,8 @@ func drive(t *testing.T, addr string, cfg *tls.Config, conns int, d time.Duratio
 }
 
 // sustain sends one request after the other on one connection.
-func sustain(t *testing.T, c net.Conn, end time.Time, next func() (string, bool)) (took []time.Duration) {
+func sustain(t *testing.T, c net.Conn, end time.Time,
+	next func() (string, bool)) (took []time.Duration) {
 	r := bufio.NewReader(c)
 	for time.Now().Before(end) {
 		text, ok := next()
@@ -189,7 +190,9 @@ func TestMeasureDoor(t *testing.T) {
 	batch := l.bare(t, len(answer(t, l.tokyoDoor, tokyo, encPath+"?number=128")))
 	for _, conns := range []int{1, 8, 64} {
 		compare(t, fmt.Sprintf("enc_keys, 1 key, %d connections", conns), 1,
-			func(t *testing.T) rate { return drive(t, l.tokyoDoor, tokyo, conns, time.Second, always(encPath)) },
+			func(t *testing.T) rate {
+				return drive(t, l.tokyoDoor, tokyo, conns, time.Second, always(encPath))
+			},
 			func(t *testing.T) rate { return drive(t, one, tokyo, conns, time.Second, always(encPath)) })
 	}
 	for _, conns := range []int{1, 8, 64} {

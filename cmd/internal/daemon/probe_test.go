@@ -10,7 +10,13 @@ import (
 // TestKeyManagersPassTheProbe asks two key managers, with their stores and the
 // channel between them, all there is to ask.
 func TestKeyManagersPassTheProbe(t *testing.T) {
-	l := newLit(t, 64, 4096, nil)
+	l := newLit(t, 64, 4096, func(tokyo, kochi *Env) {
+		tokyo.Site.KME.MaxKeys, kochi.Site.KME.MaxKeys = 50, 50
+	})
+	st, err := l.client(t, "sae-tokyo", l.tokyoDoor).Status(t.Context(), "sae-kochi")
+	if err != nil || st.MaxKeysPerRequest != 50 {
+		t.Errorf("%d keys a request, want 50, %v", st.MaxKeysPerRequest, err)
+	}
 	party := func(door, sae string) probe.Party {
 		return probe.Party{SAE: etsi014.SAEID(sae), URL: "https://" + door,
 			TLS: l.certificates(t, sae).Client()}
