@@ -28,7 +28,6 @@ type histories struct {
 	restores  bool // one disk at a time is put back to an older copy
 	bothOld   bool // both are, before either lives again
 	trust     bool // trust_disks
-	planted   int
 	traceOnly bool
 }
 

@@ -76,7 +76,7 @@ func (l *log) String() string {
 }
 
 // enrol joins b to a and returns what each side said.
-func enrol(t testing.TB, a, b *Home) (serve, join error, told string) {
+func enrol(t testing.TB, a, b *Home) (told string, serve, join error) {
 	t.Helper()
 	inv := invite(t, a, Terms{Site: b.plan.Site, Life: DefaultLife, Policy: "qkd-strict"})
 	ln, tok := open(t, inv)
@@ -92,7 +92,8 @@ func enrol(t testing.TB, a, b *Home) (serve, join error, told string) {
 	if err != nil {
 		stop()
 	}
-	return <-served, err, l.String()
+	serve = <-served
+	return l.String(), serve, err
 }
 
 // trusted checks that two sites fit together as their daemons see them.
@@ -162,7 +163,7 @@ func trusted(t testing.TB, a, b *Home) {
 
 func TestEnrol(t *testing.T) {
 	a, b := newHome(t, "tokyo"), newHome(t, "kochi")
-	serve, join, told := enrol(t, a, b)
+	told, serve, join := enrol(t, a, b)
 	if serve != nil || join != nil {
 		t.Fatalf("%v, %v\n%s", serve, join, told)
 	}
@@ -180,7 +181,7 @@ func TestEnrol(t *testing.T) {
 	}
 	// A third site keeps what the first two have.
 	c := newHome(t, "osaka")
-	if serve, join, told := enrol(t, a, c); serve != nil || join != nil {
+	if told, serve, join := enrol(t, a, c); serve != nil || join != nil {
 		t.Fatalf("%v, %v\n%s", serve, join, told)
 	}
 	s, err := config.Load(a.SiteFile())
@@ -196,7 +197,7 @@ func TestEnrol(t *testing.T) {
 	if inv := invite(t, a, Terms{Site: "kochi", Life: DefaultLife, Policy: "qkd-strict", Again: true}); inv.Done() {
 		t.Error("--again finds the old one")
 	}
-	if serve, join, told := enrol(t, a, b); serve != nil || join != nil {
+	if told, serve, join := enrol(t, a, b); serve != nil || join != nil {
 		t.Fatalf("%v, %v\n%s", serve, join, told)
 	}
 }

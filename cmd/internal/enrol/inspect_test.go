@@ -30,7 +30,7 @@ func reissue(h *Home, name string, root pki.Root, req pki.Request) error {
 // faults of tokens are in TestRefusals: there the command itself says them.
 func TestSeededFaults(t *testing.T) {
 	a, b := newHome(t, "tokyo"), newHome(t, "kochi")
-	if serve, join, told := enrol(t, a, b); serve != nil || join != nil {
+	if told, serve, join := enrol(t, a, b); serve != nil || join != nil {
 		t.Fatalf("%v, %v\n%s", serve, join, told)
 	}
 	now := time.Now().Add(time.Minute)

@@ -13,7 +13,7 @@ import (
 func TestRevokeSite(t *testing.T) {
 	a, b, c := newHome(t, "tokyo"), newHome(t, "kochi"), newHome(t, "osaka")
 	for _, other := range []*Home{b, c} {
-		if serve, join, told := enrol(t, a, other); serve != nil || join != nil {
+		if told, serve, join := enrol(t, a, other); serve != nil || join != nil {
 			t.Fatalf("%v, %v\n%s", serve, join, told)
 		}
 	}
@@ -60,7 +60,7 @@ func TestRevokeSite(t *testing.T) {
 	if err := b.Revoke("tokyo"); err != nil {
 		t.Fatal(err)
 	}
-	if serve, join, told := enrol(t, a, b); serve != nil || join != nil {
+	if told, serve, join := enrol(t, a, b); serve != nil || join != nil {
 		t.Fatalf("%v, %v\n%s", serve, join, told)
 	}
 	trusted(t, a, b)
