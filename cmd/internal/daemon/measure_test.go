@@ -182,7 +182,7 @@ func TestMeasureDoor(t *testing.T) {
 	if os.Getenv("QUIETLINE_LONG") == "" {
 		t.Skip("set QUIETLINE_LONG=1 to measure the door (2 min)")
 	}
-	l := newLit(t, 1500, 64<<10, nil)
+	l := newLit(t, 3000, 64<<10, nil)
 	tokyo := l.certificates(t, "sae-tokyo").Client()
 	kochi := l.certificates(t, "sae-kochi").Client()
 	tokyo.ServerName, kochi.ServerName = "127.0.0.1", "127.0.0.1"
