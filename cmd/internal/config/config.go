@@ -248,7 +248,8 @@ type Line struct {
 	// read over the telephone: eight groups of four hexadecimal digits. The
 	// bundle must be signed by that key. Default: any key.
 	PeerFingerprint string `yaml:"peer_fingerprint,omitempty" check:"fingerprint"`
-	// endpoints are the UDP addresses of the two ends. Required; one for now.
+	// endpoints are the UDP addresses of the two ends. Required; exactly one,
+	// more are refused.
 	Endpoints []Endpoint `yaml:"endpoints" check:"required"`
 	// tun is the network device that plain packets enter and leave. Required.
 	TUN TUN `yaml:"tun" check:"required"`
@@ -292,8 +293,8 @@ type TUN struct {
 
 // Keys is a line's access to the key manager.
 type Keys struct {
-	// kmes are the doors of the key manager, https://host:port. Required; one
-	// for now.
+	// kmes are the doors of the key manager, https://host:port. Required;
+	// exactly one, more are refused.
 	KMEs []string `yaml:"kmes" check:"required,https"`
 	// certificate and key identify this line's SAE, PEM; the key file has
 	// mode 0600. Required.

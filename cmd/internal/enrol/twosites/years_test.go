@@ -152,18 +152,26 @@ func TestRenewalUnderTraffic(t *testing.T) {
 	}
 }
 
+// talking are two sites that were enrolled with printed commands, with their
+// daemons running and a line that carries packets between the inner addresses.
+func talking(t *testing.T) (a, b *site, inner []netip.Addr) {
+	t.Helper()
+	a, b = machines(t)
+	atA, atB := enrol(t, a, b)
+	a.daemons(atA)
+	b.daemons(atB)
+	inner = addresses(t, a, b)
+	if talk(t, a, b, inner) == "" {
+		t.Fatal("nothing comes through")
+	}
+	return a, b, inner
+}
+
 // TestPeerCertificateRenewed renews what the key manager shows to its peer: it
 // begins anew by itself, the session stands again, and the line carries on.
 func TestPeerCertificateRenewed(t *testing.T) {
 	long(t)
-	a, b := machines(t)
-	atA, atB := enrol(t, a, b)
-	a.daemons(atA)
-	b.daemons(atB)
-	inner := addresses(t, a, b)
-	if got := talk(t, a, b, inner); got == "" {
-		t.Fatal("nothing comes through")
-	}
+	a, b, inner := talking(t)
 	ctx, cancel := context.WithTimeout(t.Context(), mostTime)
 	defer cancel()
 	kme := control.Dial(a.path("state/kme.sock"))
@@ -219,14 +227,7 @@ func (s *site) logs() string {
 // end within seconds, and the stock is void.
 func TestRevokeSite(t *testing.T) {
 	long(t)
-	a, b := machines(t)
-	atA, atB := enrol(t, a, b)
-	a.daemons(atA)
-	b.daemons(atB)
-	inner := addresses(t, a, b)
-	if got := talk(t, a, b, inner); got == "" {
-		t.Fatal("nothing comes through")
-	}
+	a, b, inner := talking(t)
 	ctx, cancel := context.WithTimeout(t.Context(), mostTime)
 	defer cancel()
 	kme := control.Dial(a.path("state/kme.sock"))
