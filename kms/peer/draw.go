@@ -131,8 +131,9 @@ func (sh *shape) target(now, rtt time.Duration) int {
 }
 
 // room is how many keys of per slots the open segments of a peer can still
-// grant; closed is how many its confirmed ones would.
-func (r *remote) room(per int) (open, closed int) {
+// grant; closed is how many its confirmed ones would. It may stop counting at
+// enough: a draw must not walk the whole stock.
+func (r *remote) room(per, enough int) (open, closed int) {
 	for _, l := range r.links {
 		for _, s := range l.open {
 			if s.acked {
@@ -141,10 +142,12 @@ func (r *remote) room(per int) (open, closed int) {
 				closed += s.room(per)
 			}
 		}
-		if l.idAgreed {
-			for _, s := range l.mine {
-				closed += s.Slots / per
-			}
+		if per == 1 && l.idAgreed {
+			closed += l.mineSlots
+			continue
+		}
+		for i := 0; l.idAgreed && i < len(l.mine) && open+closed < enough; i++ {
+			closed += l.mine[i].Slots / per
 		}
 	}
 	return open, closed
@@ -273,8 +276,9 @@ func (m *Machine) failShort(r *remote) {
 		sh := d.shape
 		have := sh.free
 		if r.up() {
-			open, closed := r.room(sh.per)
-			have += sh.coming + open + closed
+			have += sh.coming
+			open, closed := r.room(sh.per, sh.wanted-have)
+			have += open + closed
 		}
 		if sh.wanted <= have {
 			continue

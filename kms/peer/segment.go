@@ -21,6 +21,7 @@ type link struct {
 
 	generation, floor uint64 // below: finished, void or never seen, unless live
 	segments          map[segmentNumber]*segment
+	simulated         int                   // of them, how many came from no photons
 	pending           map[*segment]struct{} // with something to repeat
 	mine              []*segment            // CONFIRMED by both, ours to open, oldest first
 	mineSlots         int                   // in them
@@ -88,6 +89,9 @@ func (l *link) load(lease kms.Lease) {
 func (l *link) add(s *segment) {
 	l.segments[l.key(s.ID)] = s
 	l.pending[s] = struct{}{}
+	if s.Simulated {
+		l.simulated++
+	}
 }
 
 // gone tells whether a segment that is not live can never come: the floor.
@@ -287,6 +291,9 @@ func (m *Machine) spend(s *segment, slots int, to *uint64) {
 // forget drops what memory holds of a segment that is no longer live.
 func (m *Machine) forget(s *segment) {
 	l := s.link
+	if l.find(s.ID) == s && s.Simulated {
+		l.simulated--
+	}
 	delete(l.segments, l.key(s.ID))
 	delete(l.pending, s)
 	m.unlist(s)

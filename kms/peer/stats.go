@@ -1,6 +1,8 @@
 package peer
 
 import (
+	"math"
+
 	"github.com/quietline/quietline/kms"
 )
 
@@ -54,13 +56,11 @@ func (m *Machine) Stock(shape kms.Shape) (kms.Stock, error) {
 		stock.Keys = sh.free
 	}
 	if r.up() {
-		open, closed := r.room(kms.KeySlots(shape.SizeBits, SlotBytes))
+		open, closed := r.room(kms.KeySlots(shape.SizeBits, SlotBytes), math.MaxInt)
 		stock.Keys += open + closed
 	}
 	for _, l := range r.links {
-		for _, s := range l.segments {
-			stock.Simulated = stock.Simulated || s.Simulated
-		}
+		stock.Simulated = stock.Simulated || l.simulated > 0
 	}
 	return stock, nil
 }
