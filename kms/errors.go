@@ -16,6 +16,12 @@ var (
 	ErrCorrupt = errors.New("stored bytes are damaged")
 	// ErrRootKey: the root key does not open this KME's keys.
 	ErrRootKey = errors.New("root key does not fit")
+	// ErrPassphrase: the passphrase does not open the root key.
+	ErrPassphrase = errors.New("passphrase does not fit")
+	// ErrSealed: the root key is under a passphrase that nobody has given yet.
+	ErrSealed = errors.New("key manager is sealed")
+	// ErrRotation: the root key is being changed already.
+	ErrRotation = errors.New("another change of the root key is under way")
 	// ErrForeign: the store belongs to another KME.
 	ErrForeign = errors.New("store belongs to another KME")
 )
@@ -45,6 +51,10 @@ var (
 
 // ErrStopped: a write failed earlier; nothing is certain until a restart.
 var ErrStopped = errors.New("store has stopped after a failed write")
+
+// ErrErasure: the epoch has not turned for so long that delivered keys would
+// stay readable on disk; nothing more is delivered until it turns.
+var ErrErasure = errors.New("delivered keys cannot be erased")
 
 // What an SAE's allowance refuses; each is the cause of an etsi014.Error that
 // says when to ask again.

@@ -6,10 +6,16 @@
 // number once) and the segment's name as associated data. Data keys and ID
 // keys are wrapped under the epoch key with a random nonce. Epoch keys stand
 // wrapped under the root key in a file of their own with two slots, so that
-// the key of the epoch before can be destroyed in place:
+// the key of the epoch before can be destroyed in place, and a third slot, the
+// bridge, which is zeros but while the root key changes:
 //
 //	slot (4096 bytes): magic (8) || epoch (8) || nonce (12) || sealed epoch key (48)
 //	                   || SHA-256 of all before (32) || zeros
+//	bridge: the same, with epoch 0 and, sealed under the root key to come, the
+//	        root key that it replaces
+//
+// The root key itself is a file of 32 bytes, or one under a passphrase; see
+// [ReadRootKey] and [SealedRoot].
 //
 // A caller must keep in mind that databases keep old pages: only the
 // destruction of an epoch key makes what was wrapped under it unreadable.
@@ -17,15 +23,11 @@ package keyring
 
 import (
 	"crypto/aes"
-	"crypto/cipher"
-	"crypto/rand"
-	"crypto/sha256"
-	"encoding/binary"
+	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"reflect"
 	"sync"
 
 	"github.com/quietline/quietline/kms"
@@ -38,68 +40,39 @@ const KeySize = 32
 // TagSize is what sealing adds to a slot, bytes.
 const TagSize = 16
 
-const (
-	slotSize  = 4096 // a page: one sector-aligned write
-	nonceSize = 12
-	recordLen = 8 + 8 + nonceSize + KeySize + TagSize
-)
-
-var magic = [8]byte{'Q', 'L', 'e', 'p', 'o', 'c', 'h', '1'}
-
 // Ring holds the root key and the epoch key of one KME; between Next and Finish
 // of a turn, two of these. They lie in locked memory (secret.NewLocked) until
 // Close, and are spread out for AES only while they are used. Its methods may
 // be called from several goroutines.
 type Ring struct {
 	path string
+	open func(path string) (file, error)
 
 	mu      sync.RWMutex
 	root    secret.Bytes
 	epochs  map[uint64]secret.Bytes
 	current uint64
+	// crossed: root came over the bridge, which the next turn takes down.
+	crossed bool
+
+	transitMu sync.RWMutex
 	// transit wraps data keys between Seal and the commit that stores them,
-	// when the epoch that will be theirs is known.
+	// when the epoch that will be theirs is known, and those of [Opener]s. It
+	// never leaves this process.
 	transit secret.Bytes
-}
-
-// NewRootKey makes a root key file of 32 random bytes with mode 0600. It does
-// not replace a file.
-func NewRootKey(path string) error {
-	if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-		if err == nil {
-			err = fs.ErrExist
-		}
-		return fmt.Errorf("make root key %s: %w", path, err)
-	}
-	key := secret.New(KeySize)
-	defer key.Clear()
-	if _, err := rand.Read(key.Expose()); err != nil {
-		return fmt.Errorf("make root key: %w", err)
-	}
-	return secret.WriteFile(path, key.Expose())
-}
-
-// ReadRootKey reads a root key file. The caller clears the key.
-func ReadRootKey(path string) (secret.Bytes, error) {
-	key, err := secret.ReadFile(path, KeySize)
-	if err != nil {
-		return key, fmt.Errorf("read root key: %w", err)
-	}
-	if n := key.Len(); n != KeySize {
-		key.Clear()
-		return key, fmt.Errorf("read root key %s: %d bytes, want %d", path, n, KeySize)
-	}
-	return key, nil
 }
 
 // Open unwraps the epoch key that the store's keys are wrapped under: epoch as
 // the store tells it, 0 for one that never turned. The other half of a turn
 // that a crash cut short is destroyed. Without a file a fresh KME gets one.
-// The root key stays the caller's. Errors: kms.ErrRootKey, kms.ErrCorrupt,
-// secret.ErrNotLocked, or the file system's.
+// While the root key changes (see [Ring.Admit]) both root keys open it, and
+// [Ring.Crossed] tells that it was the new one. The root key stays the
+// caller's. Nothing is changed when it does not fit. Errors: kms.ErrRootKey,
+// kms.ErrCorrupt, secret.ErrNotLocked, or the file system's.
 func Open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
-	r := &Ring{path: path, epochs: map[uint64]secret.Bytes{}, current: max(epoch, 1)}
-	if err := r.open(root, r.current, fresh); err != nil {
+	r := &Ring{path: path, open: openFile, epochs: map[uint64]secret.Bytes{},
+		current: max(epoch, 1)}
+	if err := r.load(root, fresh); err != nil {
 		r.Close()
 		return nil, fmt.Errorf("open epoch keys %s: %w", path, err)
 	}
@@ -111,70 +84,87 @@ func (r *Ring) Close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.root.Clear()
-	r.transit.Clear()
 	for epoch, key := range r.epochs {
 		key.Clear()
 		delete(r.epochs, epoch)
 	}
+	r.transitMu.Lock()
+	defer r.transitMu.Unlock()
+	r.transit.Clear()
 }
 
-func (r *Ring) open(root secret.Bytes, epoch uint64, fresh bool) (err error) {
+func (r *Ring) load(root secret.Bytes, fresh bool) (err error) {
 	if r.transit, err = newLockedKey(); err != nil {
 		return err
 	}
-	if r.root, err = secret.NewLocked(KeySize); err != nil {
-		return err
-	}
-	if copy(r.root.Expose(), root.Expose()) != KeySize || root.Len() != KeySize {
+	if root.Len() != KeySize {
 		return fmt.Errorf("root key: %w", aes.KeySizeError(root.Len()))
+	}
+	if r.root, err = locked(root); err != nil {
+		return err
 	}
 	data, err := os.ReadFile(r.path)
 	if errors.Is(err, fs.ErrNotExist) && fresh {
 		data, err = create(r.path, r.root)
+	} else if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w; without this file the stock cannot be read: put it back, or move "+
+			"the whole folder away and begin with an empty one", err)
 	}
 	if err != nil {
 		return err
 	}
-	whole, other, err := r.unwrapSlots(data)
-	switch {
-	case err != nil:
-		return err
-	case r.epochs[epoch].Len() != 0:
-		return r.forgetOthers(epoch)
-	case whole == 0:
-		return fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
-	case len(r.epochs) == 0:
-		return fmt.Errorf("%w; give the root key that this KME was set up with", kms.ErrRootKey)
-	}
-	return fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
-		"files is an older copy; what was stored cannot be read any more", kms.ErrCorrupt, epoch, other)
+	return r.unwrap(readSlots(data))
 }
 
-// unwrapSlots fills epochs with what the root key opens.
-func (r *Ring) unwrapSlots(data []byte) (whole int, newest uint64, err error) {
-	for i := 0; i+slotSize <= len(data) && i < 2*slotSize; i += slotSize {
-		slot := data[i : i+slotSize]
-		if !sound(slot) {
+// unwrap fills epochs with what the root key opens, by itself or over the
+// bridge.
+func (r *Ring) unwrap(s slots) (err error) {
+	roots := []secret.Bytes{r.root}
+	if s[bridgeAt] != nil {
+		_, before, err := openSlot(r.root, s[bridgeAt])
+		if err == nil {
+			defer before.Clear()
+			roots, r.crossed = append(roots, before), true
+		} else if !errors.Is(err, kms.ErrRootKey) {
+			return err
+		}
+	}
+	whole, newest := 0, uint64(0)
+	for _, slot := range s[:bridgeAt] {
+		if slot == nil {
 			continue
 		}
 		whole++
-		epoch, key, err := unwrapEpoch(r.root, slot)
-		switch {
-		case err == nil:
-			r.epochs[epoch] = key
-			newest = max(newest, epoch)
-		case !errors.Is(err, kms.ErrRootKey):
-			return whole, newest, err
+		for _, root := range roots {
+			epoch, key, err := openSlot(root, slot)
+			if errors.Is(err, kms.ErrRootKey) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			r.epochs[epoch], newest = key, max(newest, epoch)
+			break
 		}
 	}
-	return whole, newest, nil
+	switch {
+	case r.epochs[r.current].Len() != 0:
+		return r.forgetOthers(r.current)
+	case whole == 0:
+		return fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
+	case len(r.epochs) == 0:
+		return fmt.Errorf("%w; give the root key that this KME was set up with, or that it was "+
+			"changed to; nothing was changed", kms.ErrRootKey)
+	}
+	return fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
+		"files is an older copy; what was stored cannot be read any more", kms.ErrCorrupt,
+		r.current, newest)
 }
 
 // forgetOthers destroys every epoch key but one, on disk and in memory.
 func (r *Ring) forgetOthers(keep uint64) error {
 	for epoch, key := range r.epochs {
 		if epoch != keep {
-			if err := r.writeSlot(epoch, make([]byte, slotSize)); err != nil {
+			if err := r.writeSlot(slotAt(epoch), make([]byte, slotSize)); err != nil {
 				return fmt.Errorf("destroy epoch key %d: %w", epoch, err)
 			}
 			key.Clear()
@@ -184,35 +174,18 @@ func (r *Ring) forgetOthers(keep uint64) error {
 	return nil
 }
 
-// writeSlot overwrites the slot of an epoch in place and waits for the disk.
-func (r *Ring) writeSlot(epoch uint64, slot []byte) (err error) {
-	f, err := os.OpenFile(r.path, os.O_WRONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if cerr := f.Close(); err == nil {
-			err = cerr
-		}
-	}()
-	if _, err := f.WriteAt(slot, int64(epoch+1)%2*slotSize); err != nil {
-		return err
-	}
-	return f.Sync()
-}
-
 // Next begins a turn: the next epoch's key is on disk when it returns. Keys
 // are wrapped under it by [Ring.Rewrap] and [Ring.Reseal]; until Finish
-// everything else still uses the epoch before. After an error the ring must
-// not be used: the KME stops.
+// everything else still uses the epoch before. After an error the turn has not
+// begun and the epoch before goes on: the caller tries again, and must not go
+// on for long without a turn.
 func (r *Ring) Next() (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	next := r.current + 1
-	slot, key, err := newEpoch(r.root, next)
+	err := r.forgetOthers(r.current) // what an earlier Finish could not
 	if err == nil {
-		r.epochs[next] = key
-		err = r.writeSlot(next, slot)
+		err = r.begin(next)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("begin epoch %d: %w", next, err)
@@ -220,16 +193,146 @@ func (r *Ring) Next() (uint64, error) {
 	return next, nil
 }
 
+// begin writes a new epoch's key. Nothing is wrapped under a key whose writing
+// failed, so it does not matter what of it reached the disk: the next try
+// writes another over it.
+func (r *Ring) begin(epoch uint64) error {
+	key, err := newLockedKey()
+	if err != nil {
+		return err
+	}
+	slot, err := newSlot(epochMagic, epoch, r.root, key)
+	if err == nil {
+		err = r.writeSlot(slotAt(epoch), slot)
+	}
+	if err != nil {
+		key.Clear()
+		return err
+	}
+	r.epochs[epoch] = key
+	return nil
+}
+
 // Finish ends a turn after the commit that names the new epoch: the key before
-// is destroyed, and with it all that was wrapped under it only.
+// is destroyed, and with it all that was wrapped under it only; after a change
+// of the root key the bridge is too. After an error the new epoch holds, but
+// the key before may still be on disk; the next Next or Finish tries again.
 func (r *Ring) Finish(epoch uint64) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.current = epoch
-	if err := r.forgetOthers(epoch); err != nil {
+	err := r.forgetOthers(epoch)
+	if err == nil && r.crossed {
+		// Every slot that is left is under the new root key.
+		if err = r.writeSlot(bridgeAt, make([]byte, slotSize)); err == nil {
+			r.crossed = false
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("end turn: %w", err)
 	}
 	return nil
+}
+
+// Admit begins a change of the root key: from now on until it is over, next
+// opens the epoch file as well as the root key in use. The change is over one
+// turn after next was used, by [Ring.Adopt] or [Open]; before that the root
+// key in use must be kept. The same next may be admitted again; another is
+// kms.ErrRotation. Next stays the caller's.
+func (r *Ring) Admit(next secret.Bytes) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if next.Len() != KeySize {
+		return fmt.Errorf("admit root key: %w", aes.KeySizeError(next.Len()))
+	}
+	if subtle.ConstantTimeCompare(next.Expose(), r.root.Expose()) == 1 {
+		return nil
+	}
+	if r.crossed {
+		return fmt.Errorf("admit root key: %w: the change before this ends with the next turn of "+
+			"the epoch", kms.ErrRotation)
+	}
+	switch there, err := r.bridged(next); {
+	case err == nil && there:
+		return nil
+	case err != nil:
+		return fmt.Errorf("admit root key: %w", err)
+	}
+	slot, err := newSlot(bridgeMagic, 0, next, r.root)
+	if err == nil {
+		err = r.writeSlot(bridgeAt, slot)
+	}
+	if err != nil {
+		return fmt.Errorf("admit root key: %w", err)
+	}
+	return nil
+}
+
+// bridged tells whether there is a bridge from next; one from another key is
+// kms.ErrRotation.
+func (r *Ring) bridged(next secret.Bytes) (bool, error) {
+	data, err := os.ReadFile(r.path)
+	if err != nil {
+		return false, err
+	}
+	bridge := readSlots(data)[bridgeAt]
+	if bridge == nil {
+		return false, nil
+	}
+	_, before, err := openSlot(next, bridge)
+	if errors.Is(err, kms.ErrRootKey) {
+		return false, kms.ErrRotation
+	}
+	before.Clear()
+	return err == nil, err
+}
+
+// Adopt goes over to a root key that was admitted: the next turn is wrapped
+// under it, and its end destroys what the root key before opens. It tells
+// whether anything changed; it does not with the root key in use. A root key
+// that was not admitted is kms.ErrRootKey. Next stays the caller's.
+func (r *Ring) Adopt(next secret.Bytes) (changed bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if subtle.ConstantTimeCompare(next.Expose(), r.root.Expose()) == 1 {
+		return false, nil
+	}
+	there, err := r.bridged(next)
+	if err == nil && !there || errors.Is(err, kms.ErrRotation) {
+		err = fmt.Errorf("%w: it was not admitted", kms.ErrRootKey)
+	}
+	if err != nil {
+		return false, fmt.Errorf("adopt root key: %w", err)
+	}
+	root, err := locked(next)
+	if err != nil {
+		return false, fmt.Errorf("adopt root key: %w", err)
+	}
+	r.root.Clear()
+	r.root, r.crossed = root, true
+	return true, nil
+}
+
+// Abandon gives up a change of the root key that nobody has adopted: the root
+// key in use is the only one again.
+func (r *Ring) Abandon() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.crossed {
+		return fmt.Errorf("abandon root key: %w: the new one is in use", kms.ErrRotation)
+	}
+	if err := r.writeSlot(bridgeAt, make([]byte, slotSize)); err != nil {
+		return fmt.Errorf("abandon root key: %w", err)
+	}
+	return nil
+}
+
+// Crossed tells that the root key in use replaces another, which still opens
+// the file until the next turn.
+func (r *Ring) Crossed() bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.crossed
 }
 
 // Rewrap moves a wrapped key to an epoch: from the epoch before, or from
@@ -248,10 +351,7 @@ func (r *Ring) Settle(use []byte, w kms.Wrapped) (kms.Wrapped, error) {
 	if w.Epoch != transitEpoch {
 		return w, nil
 	}
-	r.mu.RLock()
-	current := r.current
-	r.mu.RUnlock()
-	return r.Rewrap(use, w, current)
+	return r.Rewrap(use, w, r.Epoch())
 }
 
 // transitEpoch marks keys that are not stored yet.
@@ -265,149 +365,15 @@ func (r *Ring) Epoch() uint64 {
 }
 
 func create(path string, root secret.Bytes) ([]byte, error) {
-	slot, key, err := newEpoch(root, 1)
+	key, err := newLockedKey()
 	if err != nil {
 		return nil, err
 	}
-	key.Clear()
-	data := append(slot, make([]byte, slotSize)...)
+	defer key.Clear()
+	slot, err := newSlot(epochMagic, 1, root, key)
+	if err != nil {
+		return nil, err
+	}
+	data := append(slot, make([]byte, 2*slotSize)...)
 	return data, secret.WriteFile(path, data)
-}
-
-// newLockedKey is a random key that lives long.
-func newLockedKey() (secret.Bytes, error) {
-	key, err := secret.NewLocked(KeySize)
-	if err != nil {
-		return key, err
-	}
-	_, err = rand.Read(key.Expose())
-	return key, err
-}
-
-// newEpoch makes an epoch's key and its slot.
-func newEpoch(root secret.Bytes, epoch uint64) ([]byte, secret.Bytes, error) {
-	slot := make([]byte, 16+nonceSize, slotSize)
-	copy(slot, magic[:])
-	binary.BigEndian.PutUint64(slot[8:], epoch)
-	if _, err := rand.Read(slot[16:]); err != nil {
-		return nil, secret.Bytes{}, err
-	}
-	wrap, err := newAEAD(root.Expose())
-	if err != nil {
-		return nil, secret.Bytes{}, err
-	}
-	defer wrap.wipe()
-	key, err := newLockedKey()
-	if err != nil {
-		return nil, key, err
-	}
-	slot = wrap.Seal(slot, slot[16:16+nonceSize], key.Expose(), slot[:16])
-	sum := sha256.Sum256(slot)
-	return append(slot, sum[:]...)[:slotSize], key, nil
-}
-
-func sound(slot []byte) bool {
-	sum := sha256.Sum256(slot[:recordLen])
-	return string(slot[:8]) == string(magic[:]) &&
-		string(slot[recordLen:recordLen+len(sum)]) == string(sum[:])
-}
-
-// unwrapEpoch opens a slot; another root's is kms.ErrRootKey.
-func unwrapEpoch(root secret.Bytes, slot []byte) (uint64, secret.Bytes, error) {
-	wrap, err := newAEAD(root.Expose())
-	if err != nil {
-		return 0, secret.Bytes{}, err
-	}
-	defer wrap.wipe()
-	key, err := secret.NewLocked(KeySize)
-	if err != nil {
-		return 0, key, err
-	}
-	if _, err := wrap.Open(key.Expose()[:0], slot[16:16+nonceSize], slot[16+nonceSize:recordLen],
-		slot[:16]); err != nil {
-		key.Clear()
-		return 0, secret.Bytes{}, kms.ErrRootKey
-	}
-	return binary.BigEndian.Uint64(slot[8:]), key, nil
-}
-
-// aead is AES-256-GCM under one key, which its expanded form begins with.
-type aead struct {
-	cipher.AEAD
-	block cipher.Block
-}
-
-func newAEAD(key []byte) (aead, error) {
-	b, err := aes.NewCipher(key)
-	if err != nil {
-		return aead{}, err
-	}
-	g, err := cipher.NewGCM(b)
-	return aead{g, b}, err
-}
-
-// wipe sets the expanded key to zero, in both copies that the standard library
-// makes and does not wipe. The aead must not be used afterwards.
-func (a aead) wipe() {
-	for _, v := range []any{a.AEAD, a.block} {
-		if p := reflect.ValueOf(v); p.Kind() == reflect.Pointer {
-			p.Elem().SetZero()
-		}
-	}
-}
-
-// Wrap seals a key under the current epoch for the given use: what names it.
-func (r *Ring) Wrap(use, key []byte) (kms.Wrapped, error) { return r.wrapUnder(use, key, r.Epoch()) }
-
-// under runs use with the key of an epoch spread out, which is wiped after.
-func (r *Ring) under(epoch uint64, use func(aead) error) error {
-	r.mu.RLock()
-	defer r.mu.RUnlock()
-	key := r.epochs[epoch]
-	if epoch == transitEpoch {
-		key = r.transit
-	}
-	if key.Len() == 0 {
-		return fmt.Errorf("%w: epoch %d is gone, this is %d", kms.ErrCorrupt, epoch, r.current)
-	}
-	a, err := newAEAD(key.Expose())
-	if err != nil {
-		return err
-	}
-	defer a.wipe()
-	return use(a)
-}
-
-func (r *Ring) wrapUnder(use, key []byte, epoch uint64) (kms.Wrapped, error) {
-	w := kms.Wrapped{Epoch: epoch, Bytes: make([]byte, nonceSize, nonceSize+len(key)+TagSize)}
-	_, err := rand.Read(w.Bytes)
-	if err == nil {
-		err = r.under(epoch, func(a aead) error {
-			w.Bytes = a.Seal(w.Bytes, w.Bytes, key, use)
-			return nil
-		})
-	}
-	if err != nil {
-		return kms.Wrapped{}, fmt.Errorf("wrap key: %w", err)
-	}
-	return w, nil
-}
-
-// Unwrap opens a wrapped key; the caller clears it.
-func (r *Ring) Unwrap(use []byte, w kms.Wrapped) (key secret.Bytes, err error) {
-	if len(w.Bytes) < nonceSize {
-		return key, fmt.Errorf("unwrap key: %w: %d bytes", kms.ErrCorrupt, len(w.Bytes))
-	}
-	err = r.under(w.Epoch, func(a aead) error {
-		b, err := a.Open(nil, w.Bytes[:nonceSize], w.Bytes[nonceSize:], use)
-		if err != nil {
-			return kms.ErrCorrupt
-		}
-		key = secret.Own(b)
-		return nil
-	})
-	if err != nil {
-		return key, fmt.Errorf("unwrap key: %w", err)
-	}
-	return key, nil
 }

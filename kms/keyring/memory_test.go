@@ -134,3 +134,121 @@ func TestSealedIsGCM(t *testing.T) {
 		t.Errorf("wrapping is not AES-256-GCM under the epoch key: %q, %v", key, err)
 	}
 }
+
+// TestOpenerHoldsNoKeyInClear: between two answers an open segment's data key
+// lies in memory only wrapped, in no spread-out form either, and the turn of
+// the epoch does not take it away.
+func TestOpenerHoldsNoKeyInClear(t *testing.T) {
+	r, _, root := newRing(t)
+	defer r.Close()
+	root.Clear()
+	sealed, err := r.Seal(seg, plain(8), 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sealed.Key, err = r.Settle(Name(seg), sealed.Key); err != nil {
+		t.Fatal(err)
+	}
+	key, err := r.Unwrap(Name(seg), sealed.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	needles := []memscan.Needle{memscan.Hide(key.Expose())}
+	key.Clear()
+	o, err := r.Opener(seg, sealed, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	next, err := r.Next()
+	if err == nil {
+		err = r.Finish(next)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	open, err := o.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, err := open.Key(3, 1, 256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Clear()
+	report, err := memscan.Scan(needles...) // as expanded keys begin with the key
+	if err != nil {
+		t.Fatal(err)
+	}
+	if raw, _ := report.Total(); raw == 0 {
+		t.Error("no copy while the segment is spread out: the test cannot fail")
+	}
+	open.Close()
+	if k, err = o.Key(4, 2, 512); err != nil {
+		t.Fatal(err)
+	}
+	k.Clear()
+	if report, err = memscan.Scan(needles...); err != nil {
+		t.Fatal(err)
+	}
+	if raw, text := report.Total(); raw+text > 0 {
+		t.Errorf("%d raw and %d base64 copies of the data key: %+v", raw, text, report.Counts)
+	}
+	r.Close()
+	if _, err := o.Key(0, 1, 256); err == nil {
+		t.Error("an opener outlives its ring")
+	}
+}
+
+// BenchmarkOpener: what it costs not to keep data keys in clear: per answer
+// with one key, and with 128.
+func BenchmarkOpener(b *testing.B) {
+	path := filepath.Join(b.TempDir(), "epoch.keys")
+	r, err := Open(path, secret.Own(make([]byte, KeySize)), 0, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	sealed, err := r.Seal(seg, plain(128), 32)
+	if err != nil {
+		b.Fatal(err)
+	}
+	o, err := r.Opener(seg, sealed, 32)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		keys int
+	}{{"keys=1", 1}, {"keys=128", 128}} {
+		b.Run(c.name, func(b *testing.B) {
+			for b.Loop() {
+				open, err := o.Open()
+				if err != nil {
+					b.Fatal(err)
+				}
+				for i := range c.keys {
+					if k, err := open.Key(i, 1, 256); err != nil {
+						b.Fatal(err)
+					} else {
+						k.Clear()
+					}
+				}
+				open.Close()
+			}
+		})
+	}
+	b.Run("kept", func(b *testing.B) { // as it would be with the key in clear
+		open, err := o.Open()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer open.Close()
+		for b.Loop() {
+			if k, err := open.Key(0, 1, 256); err != nil {
+				b.Fatal(err)
+			} else {
+				k.Clear()
+			}
+		}
+	})
+}

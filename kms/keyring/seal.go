@@ -21,10 +21,15 @@ func (r *Ring) Seal(id kms.SegmentID, slots []byte, slotBytes int) (kms.Sealed, 
 // but those in gone: in their place stand zeros.
 func (r *Ring) Reseal(id kms.SegmentID, old kms.Sealed, slotBytes int, gone kms.Bitmap,
 	epoch uint64) (kms.Sealed, error) {
-	o, err := r.Opener(id, old, slotBytes)
+	from, err := r.Opener(id, old, slotBytes)
 	if err != nil {
 		return kms.Sealed{}, err
 	}
+	o, err := from.Open()
+	if err != nil {
+		return kms.Sealed{}, err
+	}
+	defer o.Close()
 	n := len(old.Slots) / (slotBytes + TagSize)
 	plain := make([]byte, n*slotBytes)
 	defer secret.Wipe(plain)
@@ -32,7 +37,7 @@ func (r *Ring) Reseal(id kms.SegmentID, old kms.Sealed, slotBytes int, gone kms.
 		if gone.Get(i) {
 			continue
 		}
-		if _, err := o.open(plain[i*slotBytes:i*slotBytes], i); err != nil {
+		if _, err := o.slot(plain[i*slotBytes:i*slotBytes], i); err != nil {
 			return kms.Sealed{}, fmt.Errorf("reseal segment %s: %w", id, err)
 		}
 	}
@@ -80,10 +85,12 @@ func Name(id kms.SegmentID) []byte {
 // IDKeyName is what a link's ID key is bound to.
 func IDKeyName(link kms.LinkID) []byte { return append([]byte("id key "), link...) }
 
-// Opener opens the slots of one segment. Its methods may be called from
-// several goroutines.
+// Opener opens the slots of one segment. It holds no key in clear: its data
+// key is wrapped under one in locked memory that never reaches a disk. Its
+// methods may be called from several goroutines, also after the epoch turned.
 type Opener struct {
-	aead      aead
+	ring      *Ring
+	key       kms.Wrapped // in transit
 	name      []byte
 	slots     []byte
 	slotBytes int
@@ -92,21 +99,56 @@ type Opener struct {
 // Opener unwraps a segment's data key. It keeps s.Slots.
 func (r *Ring) Opener(id kms.SegmentID, s kms.Sealed, slotBytes int) (*Opener, error) {
 	name := Name(id)
-	key, err := r.Unwrap(name, s.Key)
+	key, err := r.Rewrap(name, s.Key, transitEpoch)
 	if err != nil {
 		return nil, fmt.Errorf("open segment %s: %w", id, err)
+	}
+	return &Opener{ring: r, key: key, name: name, slots: s.Slots, slotBytes: slotBytes}, nil
+}
+
+// Open spreads the data key out for the keys of one answer; the caller closes
+// what it gets.
+func (o *Opener) Open() (*Opened, error) {
+	key, err := o.ring.Unwrap(o.name, o.key)
+	if err != nil {
+		return nil, err
 	}
 	defer key.Clear()
 	data, err := newAEAD(key.Expose())
 	if err != nil {
-		return nil, fmt.Errorf("open segment %s: %w", id, err)
+		return nil, fmt.Errorf("open segment: %w", err)
 	}
-	return &Opener{aead: data, name: name, slots: s.Slots, slotBytes: slotBytes}, nil
+	return &Opened{aead: data, Opener: o}, nil
+}
+
+// Key is Open for a single key: n slots from first on, cut to sizeBits, a
+// multiple of 8. The caller clears it.
+func (o *Opener) Key(first, n, sizeBits int) (secret.Bytes, error) {
+	open, err := o.Open()
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	defer open.Close()
+	return open.Key(first, n, sizeBits)
+}
+
+// Opened is an [Opener] with its data key in memory, until Close. It is used
+// by one goroutine.
+type Opened struct {
+	*Opener
+	aead aead
+}
+
+// Close wipes the data key. A nil one is fine.
+func (o *Opened) Close() {
+	if o != nil {
+		o.aead.wipe()
+	}
 }
 
 // Key opens n slots from first on, and cuts them to sizeBits, a multiple of 8.
 // The caller clears the key.
-func (o *Opener) Key(first, n, sizeBits int) (secret.Bytes, error) {
+func (o *Opened) Key(first, n, sizeBits int) (secret.Bytes, error) {
 	sealed := o.slotBytes + TagSize
 	if first < 0 || n < 1 || (first+n)*sealed > len(o.slots) || sizeBits > 8*n*o.slotBytes {
 		return secret.Bytes{}, fmt.Errorf("open slots %d+%d: %w", first, n, kms.ErrCorrupt)
@@ -114,7 +156,7 @@ func (o *Opener) Key(first, n, sizeBits int) (secret.Bytes, error) {
 	buf := make([]byte, 0, n*o.slotBytes)
 	for i := first; i < first+n; i++ {
 		var err error
-		if buf, err = o.open(buf, i); err != nil {
+		if buf, err = o.slot(buf, i); err != nil {
 			secret.Wipe(buf[:cap(buf)])
 			return secret.Bytes{}, err
 		}
@@ -123,8 +165,8 @@ func (o *Opener) Key(first, n, sizeBits int) (secret.Bytes, error) {
 	return secret.Own(buf[:sizeBits/8]), nil
 }
 
-// open appends slot i to buf, which has room for it.
-func (o *Opener) open(buf []byte, i int) ([]byte, error) {
+// slot appends slot i to buf, which has room for it.
+func (o *Opened) slot(buf []byte, i int) ([]byte, error) {
 	var nonce [nonceSize]byte
 	binary.BigEndian.PutUint64(nonce[4:], uint64(i))
 	sealed := o.slotBytes + TagSize
