@@ -202,6 +202,12 @@ func (p *printer) lineDetail(l *control.Line) {
 	if l.Handshake != "" || l.Failure != "" {
 		p.line("     handshake: %s%s", cmp.Or(l.Handshake, "none"), because(l.Failure))
 	}
+	if l.PeerLevel != "" {
+		p.line("     the other end: %s%s", l.PeerLevel, because(l.PeerReason))
+	}
+	for _, alarm := range l.Standing {
+		p.line("     ALARM %s", alarm)
+	}
 	if l.LastAlarm != "" {
 		p.line("     %s, last: %s", count(int(l.Alarms), "alarm"), l.LastAlarm)
 	}

@@ -126,6 +126,10 @@ func (in *inbound) record(h wire.Header, record []byte) {
 	case wire.Pack:
 		in.endRun()
 		in.unpack(body)
+	case wire.Control:
+		if len(body) > 0 && !in.line.inbox.control(body) {
+			in.worker.drop(crowded)
+		}
 	}
 }
 

@@ -12,12 +12,21 @@ import (
 // ten ends' worth: beyond that it is a flood, and the peer repeats.
 const maxDatagrams = 64
 
+// loadDatagrams is how many handshake datagrams may wait before the machine
+// asks strangers for a cookie (handshake.md 4.3).
+const loadDatagrams = 32
+
+// maxControls is how many CONTROL records wait: the peer repeats what matters.
+const maxControls = 64
+
 // mail is what has come for the owner.
 type mail struct {
 	heard     []uint32 // first: it may switch the sending epoch
 	answers   []*rekey.KeyAnswer
 	datagrams [][]byte
+	controls  [][]byte // bodies of CONTROL records, authentic
 	rekey     bool
+	restored  bool
 }
 
 // inbox gathers mail from the other goroutines. None of them waits.
@@ -45,6 +54,16 @@ func (b *inbox) datagram(d []byte) (ok bool) {
 	b.put(func(m *mail) {
 		if ok = len(m.datagrams) < maxDatagrams; ok {
 			m.datagrams = append(m.datagrams, bytes.Clone(d))
+		}
+	})
+	return ok
+}
+
+// control puts a copy of the body of a CONTROL record; false if there is no room.
+func (b *inbox) control(body []byte) (ok bool) {
+	b.put(func(m *mail) {
+		if ok = len(m.controls) < maxControls; ok {
+			m.controls = append(m.controls, bytes.Clone(body))
 		}
 	})
 	return ok

@@ -170,5 +170,10 @@ func (l *Line) end() {
 // and in the log.
 func (l *Line) Rekey() { l.inbox.put(func(m *mail) { m.rekey = true }) }
 
+// Restored says that the machine was restored from a snapshot: a second copy
+// of this memory may seal with the same keys, so all of them are dropped and
+// new ones agreed. It returns at once.
+func (l *Line) Restored() { l.inbox.put(func(m *mail) { m.restored = true }) }
+
 // closed tells whether err is the end that Close brings.
 func closed(err error) bool { return errors.Is(err, os.ErrClosed) || errors.Is(err, errClosed) }

@@ -484,9 +484,9 @@ func TestOwnerDoesWhatTheMachineSays(t *testing.T) {
 	}
 	conn.mu.Lock()
 	defer conn.mu.Unlock()
-	if len(conn.out) != 2 || conn.out[0][0] != wire.TypeData ||
+	if len(conn.out) != 3 || conn.out[2][0] != wire.TypeData || conn.out[0][0] != wire.TypeData ||
 		!bytes.Equal(conn.out[1], []byte{1, 2, 3}) {
-		t.Errorf("datagrams %x, want a confirmation, then the handshake's", conn.out)
+		t.Errorf("datagrams %x, want a confirmation, then the handshake's, then our state", conn.out)
 	}
 	if st := l.Stats(); st.Alarms != 1 || st.LastAlarm != "test" || st.Keys.Failures["down"] != 1 {
 		t.Errorf("stats %+v", st)

@@ -8,7 +8,6 @@ import (
 
 	"github.com/quietline/quietline/tunnel"
 	"github.com/quietline/quietline/tunnel/rekey"
-	"github.com/quietline/quietline/tunnel/wire"
 )
 
 // owner owns the rekey machine until ctx ends.
@@ -17,9 +16,11 @@ type owner struct {
 	ctx     context.Context
 	ready   map[uint32]*prepared // installed epochs by receive index
 	wake    time.Time            // the machine's
-	record  []byte               // scratch of the control queue
-	sent    uint64               // datagrams at the last tick
-	quiet   time.Time            // since when nothing has been sent
+	record  []byte               // scratch: a datagram of the control queue
+	body    []byte               // scratch: its record
+	told    told
+	sent    uint64    // datagrams at the last tick
+	quiet   time.Time // since when nothing has been sent
 	alive   bool
 	pending int // calls to the key manager under way
 
@@ -38,13 +39,16 @@ type prepared struct {
 // Volume needs it most: 2^36 bytes, where a rekey starts, are 55 s at 10 Gbit/s.
 const tickEvery = time.Second
 
+// controlLen is room for a record of the control queue, bytes.
+const controlLen = 2048
+
 // maxCalls bounds the calls to the key manager under way.
 const maxCalls = 8
 
 // owner is the goroutine of the machine.
 func (l *Line) owner(ctx context.Context) {
 	o := &owner{Line: l, ctx: ctx, ready: map[uint32]*prepared{},
-		record: make([]byte, 0, wire.HeaderLen+1+wire.TagLen), quiet: time.Now(),
+		record: make([]byte, 0, controlLen), body: make([]byte, 0, controlLen), quiet: time.Now(),
 		widest: l.cfg.Device.Caps().MTU}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -53,6 +57,7 @@ func (l *Line) owner(ctx context.Context) {
 	o.step(rekey.Input{})
 	for {
 		o.publish()
+		o.tell()
 		if o.wake.IsZero() {
 			timer.Stop()
 		} else {
@@ -80,8 +85,14 @@ func (o *owner) read(m mail) {
 		o.pending--
 		o.step(rekey.Input{Keys: a})
 	}
-	for _, d := range m.datagrams {
-		o.step(rekey.Input{Datagram: d})
+	for _, body := range m.controls {
+		o.hearState(body)
+	}
+	for i, d := range m.datagrams {
+		o.step(rekey.Input{Datagram: d, Load: len(m.datagrams)-i > loadDatagrams})
+	}
+	if m.restored {
+		o.step(rekey.Input{Restored: true})
 	}
 	if m.rekey {
 		o.step(rekey.Input{Rekey: true})
@@ -99,7 +110,7 @@ func (o *owner) tick() {
 	}
 	if now.Sub(o.quiet) >= o.cfg.Keepalive {
 		o.quiet = now
-		o.control()
+		o.keepalive()
 	}
 	if s.PeerAlive != o.alive {
 		o.alive = s.PeerAlive
@@ -128,7 +139,7 @@ func (o *owner) step(in rekey.Input) {
 		o.send(out.Send)
 	}
 	if out.Confirm {
-		o.control()
+		o.confirm()
 	}
 	for _, index := range out.Retire {
 		o.retire(index)
@@ -193,26 +204,6 @@ func (o *owner) retire(index uint32) {
 		r.clear()
 	}
 	delete(o.ready, index)
-}
-
-// control sends an empty record on the control queue: we are here.
-func (o *owner) control() {
-	s := o.sending.Load()
-	if s == nil {
-		return
-	}
-	datagram, err := s.sealers[wire.ControlQueue].Seal(o.record[:0], []byte{byte(wire.Control)})
-	s.note(wire.ControlQueue)
-	if err != nil {
-		o.own.drop(spent)
-		return
-	}
-	if err := o.cfg.Conn.Write(Burst{Data: datagram, Size: len(datagram)}); err != nil {
-		o.own.drop(unsent)
-		return
-	}
-	o.own.datagrams.Add(1)
-	o.own.outer.Add(uint64(len(datagram)))
 }
 
 // request answers a key request beside the owner.

@@ -26,6 +26,7 @@ type Stats struct {
 
 	LastHeard time.Time // authentic record of the peer; zero = never
 	PeerAlive bool      // heard within three keepalives
+	Peer      Peer      // what the peer says of its line
 	Device    tunnel.Caps
 	// SendOffload and ReceiveOffload tell whether bursts cross the kernel in
 	// one call on the UDP socket now.
@@ -70,7 +71,7 @@ const (
 	forged                     // tag does not fit
 	badRecord                  // authentic, but no record that is built
 	unwritten                  // the TUN device refused
-	crowded                    // more handshake datagrams than the machine takes
+	crowded                    // more handshake datagrams or CONTROL records than are taken
 	reasons
 )
 
@@ -106,6 +107,7 @@ type snapshot struct {
 	lastKey    time.Time
 	alarms     uint64
 	lastAlarm  string
+	peer       Peer
 	keys       KeyStats
 }
 
@@ -119,7 +121,7 @@ func (l *Line) Stats() Stats {
 	}
 	l.mu.Unlock()
 	s := Stats{State: snap.State, Handshakes: snap.handshakes, EpochKeys: snap.epochKeys,
-		LastKey: snap.lastKey, Alarms: snap.alarms, LastAlarm: snap.lastAlarm, Keys: snap.keys,
+		LastKey: snap.lastKey, Alarms: snap.alarms, LastAlarm: snap.lastAlarm, Keys: snap.keys, Peer: snap.peer,
 		Drops: map[string]uint64{}, Device: l.cfg.Device.Caps()}
 	s.Keys.Failures = failures
 	if c, ok := l.cfg.Conn.(interface{ Offload() (send, receive bool) }); ok {

@@ -25,7 +25,7 @@ func chaos(seed uint64, logf func(string, ...any), bend func(*end)) error {
 		w.log = logf
 	}
 	r := w.rng
-	policy := []Policy{PQCOnly, QKDPreferred, QKDRequired, QKDStrict, QKDStrict}[r.IntN(5)]
+	policy := PQCOnly + Policy(r.IntN(int(OTPStrict-PQCOnly)+1))
 	life := []time.Duration{time.Second, 3 * time.Second, 20 * time.Second, 120 * time.Second}[r.IntN(4)]
 	hold := []time.Duration{0, 2 * life, 60*time.Second + life}[r.IntN(3)]
 	chain := r.IntN(20)

@@ -105,7 +105,7 @@ func (c *Config) check() error {
 	bad := func(format string, args ...any) error {
 		return fmt.Errorf("%w: %s", ErrConfig, fmt.Sprintf(format, args...))
 	}
-	if err := c.Policy.built(); err != nil {
+	if err := c.Policy.check(); err != nil {
 		return err
 	}
 	switch {

@@ -40,7 +40,7 @@ func (m *Machine) without(reason string) {
 	}
 	m.init.choice.mode, m.init.choice.source = c.level(), m.source.state
 	m.init.choice.ahead = nil
-	if m.cfg.Policy.offer() == QKD {
+	if m.cfg.Policy.offer() >= QKD {
 		m.init.why = reason
 	}
 	m.sendM3(nil)

@@ -234,8 +234,12 @@ func (m *Machine) setLevel(l Level, why string) {
 	if m.level == l {
 		return
 	}
+	fell := l < m.level
 	m.level, m.since = l, m.now
 	m.event("level", l, why)
+	if fell && l == Blocked { // other levels alarm with their epoch
+		m.alarm("line is blocked: " + why)
+	}
 }
 
 // learn takes what a proven peer says about the epoch it sends with. The peer

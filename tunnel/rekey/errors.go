@@ -4,8 +4,6 @@ import "errors"
 
 // Errors of [New] and [ParsePolicy].
 var (
-	// ErrNotBuilt refuses a policy or suite that has a name but no code yet.
-	ErrNotBuilt = errors.New("not built yet")
 	// ErrPolicy refuses a policy that has no meaning.
 	ErrPolicy = errors.New("unknown policy")
 	// ErrConfig refuses a configuration; the text says which field and why.

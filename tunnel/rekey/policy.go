@@ -21,18 +21,13 @@ var policyNames = [...]string{
 	QKDStrict: "qkd-strict", OTPPreferred: "otp-preferred", OTPStrict: "otp-strict",
 }
 
-// ParsePolicy reads the name used in configuration files. A policy that this
-// build cannot keep is refused with [ErrNotBuilt], any other word with
-// [ErrPolicy].
+// ParsePolicy reads the name used in configuration files. Any other word is
+// refused with [ErrPolicy].
 func ParsePolicy(name string) (Policy, error) {
 	for p := PQCOnly; p <= OTPStrict; p++ {
-		if policyNames[p] != name {
-			continue
+		if policyNames[p] == name {
+			return p, nil
 		}
-		if err := p.built(); err != nil {
-			return 0, err
-		}
-		return p, nil
 	}
 	return 0, fmt.Errorf("parse policy %q: %w", name, ErrPolicy)
 }
@@ -45,20 +40,23 @@ func (p Policy) String() string {
 	return policyNames[p]
 }
 
-func (p Policy) built() error {
-	switch p {
-	case PQCOnly, QKDPreferred, QKDRequired, QKDStrict:
-		return nil
-	case OTPPreferred, OTPStrict:
-		return fmt.Errorf("use policy %s: %w", p, ErrNotBuilt)
+func (p Policy) check() error {
+	if p < PQCOnly || p > OTPStrict {
+		return fmt.Errorf("use policy %d: %w", uint8(p), ErrPolicy)
 	}
-	return fmt.Errorf("use policy %d: %w", uint8(p), ErrPolicy)
+	return nil
 }
 
-// floor is the weakest level on which the policy lets an epoch rest.
+// Pad tells whether the policy wants payload under one-time pad.
+func (p Policy) Pad() bool { return p >= OTPPreferred }
+
+// floor is the weakest level that the policy lets a line have, as both ends
+// state it. An epoch itself is never above QKD: the pad is the data plane's.
 func (p Policy) floor() Level {
 	switch p {
-	case QKDStrict, OTPStrict:
+	case OTPStrict:
+		return OTP
+	case QKDStrict:
 		return QKD
 	case QKDRequired, OTPPreferred:
 		return Chained
@@ -66,10 +64,13 @@ func (p Policy) floor() Level {
 	return PQC
 }
 
-// offer is the strongest level that the policy can bring to an epoch.
+// offer is the strongest level that the policy can bring to a line.
 func (p Policy) offer() Level {
-	if p == PQCOnly {
+	switch {
+	case p == PQCOnly:
 		return PQC
+	case p.Pad():
+		return OTP
 	}
 	return QKD
 }

@@ -13,7 +13,7 @@ import (
 func TestParsePolicy(t *testing.T) {
 	for name, want := range map[string]error{"pqc-only": nil, "qkd-strict": nil,
 		"qkd-required": nil, "qkd-preferred": nil,
-		"otp-strict": ErrNotBuilt, "otp-preferred": ErrNotBuilt,
+		"otp-strict": nil, "otp-preferred": nil,
 		"": ErrPolicy, "QKD-strict": ErrPolicy, "none": ErrPolicy} {
 		p, err := ParsePolicy(name)
 		if !errors.Is(err, want) || err == nil && p.String() != name {
@@ -25,8 +25,8 @@ func TestParsePolicy(t *testing.T) {
 // TestPoliciesMustFit: ends with unlike floors alarm both, draw no key and
 // stay down; ends with the same floor come up at the level both can give.
 func TestPoliciesMustFit(t *testing.T) {
-	for a := PQCOnly; a <= QKDStrict; a++ {
-		for b := PQCOnly; b <= QKDStrict; b++ {
+	for a := PQCOnly; a <= OTPStrict; a++ {
+		for b := PQCOnly; b <= OTPStrict; b++ {
 			t.Run(fmt.Sprintf("%v and %v", a, b), func(t *testing.T) {
 				w := newWorld(2)
 				w.start(a, func(i int, c *Config) { c.Policy = []Policy{a, b}[i] })
@@ -35,8 +35,11 @@ func TestPoliciesMustFit(t *testing.T) {
 				for i, e := range w.ends {
 					s, st := e.m.State(), e.m.Stats()
 					if a.floor() == b.floor() {
-						if want := min(a.offer(), b.offer()); !w.up() || s.Level != want {
+						if want := min(a.offer(), b.offer(), QKD); !w.up() || s.Level != want {
 							t.Errorf("end %d: %+v, want %v", i, s, want)
+						}
+						if s.Pad != (a.Pad() && b.Pad()) {
+							t.Errorf("end %d: pad %v", i, s.Pad)
 						}
 						continue
 					}

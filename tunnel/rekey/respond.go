@@ -256,7 +256,7 @@ func (p *pending) used() *chain {
 // agrees tells whether the peer's choice is one we would make in its place.
 func (m *Machine) agrees(p *pending) bool {
 	if p.choice.mode == QKD {
-		return min(m.cfg.Policy.offer(), p.hello.offer) == QKD
+		return min(m.cfg.Policy.offer(), p.hello.offer) >= QKD
 	}
 	return p.choice.mode == p.used().level() && m.allowed(p.used())
 }
@@ -369,7 +369,7 @@ func (m *Machine) refuse(p *pending, v verdict) {
 // or without any where the policy allows that.
 func (m *Machine) goesOn(p *pending, s refusal) bool {
 	key := s == refusedUnknown || s == refusedReused
-	if m.cfg.Policy.floor() == QKD {
+	if m.cfg.Policy.floor() >= QKD {
 		return key && p.attempt < maxAttempts
 	}
 	return (key || s == refusedDown) && p.attempt <= maxAttempts

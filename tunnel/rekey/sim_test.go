@@ -431,7 +431,7 @@ func (e *end) judge(ep *Epoch, to *end) {
 	if age := w.now.Sub(ep.Made); age > e.m.cfg.HoldMax {
 		w.broken("end %d seals with an epoch of age %v", e.id, age)
 	}
-	if p := e.m.cfg.Policy; ep.Level < p.floor() || ep.Level == QKD && len(ep.KeyIDs) == 0 {
+	if p := e.m.cfg.Policy; ep.Level < min(p.floor(), QKD) || ep.Level == QKD && len(ep.KeyIDs) == 0 {
 		w.broken("end %d seals without a QKD key under %v", e.id, p)
 	}
 	restarted := to.life > 1 && !to.ever[ep.SendIndex]

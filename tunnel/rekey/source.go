@@ -189,7 +189,7 @@ func (m *Machine) aheadAt() time.Time {
 		sets = stockMax
 	}
 	live := m.scheduled && m.cur != nil && m.cur.heard && m.init == nil
-	wanted := min(m.cfg.Policy.offer(), m.peerIntro.offer) == QKD
+	wanted := min(m.cfg.Policy.offer(), m.peerIntro.offer) >= QKD
 	able := m.source.state < sourceEmpty && m.peerIntro.source.canCollect()
 	if !live || !wanted || !able || len(m.stock.sets)+len(m.stock.waiting) >= sets {
 		return never

@@ -25,6 +25,7 @@ type State struct {
 	Failure    string        // why our last handshake failed; "" = it did not
 	KeyManager string        // what we know of our key manager
 	PeerPolicy string        // as the peer proved it; "" = not yet
+	Pad        bool          // both ends want payload under one-time pad
 	Alarms     []string      // that no good handshake has cleared, sorted
 }
 
@@ -67,6 +68,7 @@ func (m *Machine) State() State {
 	}
 	if m.peerIntro.policy != 0 {
 		s.PeerPolicy = m.peerIntro.policy.String()
+		s.Pad = m.cfg.Policy.Pad() && m.peerIntro.policy.Pad()
 	}
 	s.Alarms = slices.Sorted(maps.Keys(m.alarms))
 	return s

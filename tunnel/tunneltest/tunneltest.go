@@ -24,14 +24,16 @@ import (
 
 // Options of a pair. The zero value is pqc-only on a fair network.
 type Options struct {
-	Policy    rekey.Policy // default pqc-only
-	Weather   lab.Weather
-	EpochLife time.Duration // default 120 s
-	HoldMax   time.Duration // default as package rekey
-	Keepalive time.Duration // default as package line
-	Keys      int           // QKD keys in stock at the start
-	MTU       int           // default 1424
-	Queues    int           // of each TUN device; default 1
+	Policy rekey.Policy // default pqc-only
+	// PeerPolicy is Kochi's, where it is another; default Policy.
+	PeerPolicy rekey.Policy
+	Weather    lab.Weather
+	EpochLife  time.Duration // default 120 s
+	HoldMax    time.Duration // default as package rekey
+	Keepalive  time.Duration // default as package line
+	Keys       int           // QKD keys in stock at the start
+	MTU        int           // default 1424
+	Queues     int           // of each TUN device; default 1
 	// Coalesce makes sockets hand over several datagrams in one burst, as a
 	// kernel with receive offload does.
 	Coalesce bool
@@ -73,6 +75,9 @@ func New(tb testing.TB, opt Options) *Pair {
 	if opt.MTU == 0 {
 		opt.MTU = 1424
 	}
+	if opt.PeerPolicy == 0 {
+		opt.PeerPolicy = opt.Policy
+	}
 	opt.Queues = max(opt.Queues, 1)
 	p := &Pair{Net: newNet(opt.Weather, opt.Coalesce), Keys: newStock(opt.Keys)}
 	seeds := [2]byte{0x11, 0x22}
@@ -86,7 +91,7 @@ func New(tb testing.TB, opt Options) *Pair {
 		sites[i] = &Site{tb: tb, opt: opt, name: name, net: p.Net, end: i, keys: p.Keys.ends[i],
 			config: func() rekey.Config {
 				return rekey.Config{LinkID: [16]byte{1}, StaticSeed: seed(own), PeerStatic: peer,
-					LinkSecret: seed(0x33), Policy: opt.Policy, EpochLife: opt.EpochLife,
+					LinkSecret: seed(0x33), Policy: [2]rekey.Policy{opt.Policy, opt.PeerPolicy}[i], EpochLife: opt.EpochLife,
 					HoldMax: opt.HoldMax}
 			}}
 	}

@@ -11,6 +11,7 @@ var (
 	ErrKind      = errors.New("record kind is not known")
 	ErrNotBuilt  = errors.New("record kind is not built yet")
 	ErrNotPacket = errors.New("record holds no whole IP packet")
+	ErrControl   = errors.New("control record says nothing that is known")
 	ErrSlice     = errors.New("record holds no slice of a super-frame")
 	ErrMTU       = errors.New("path MTU is too small for a line")
 )

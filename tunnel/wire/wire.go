@@ -36,10 +36,22 @@
 //	           field says, checksums finished
 //	4 PAD      a packet under one-time pad
 //	5 CONTROL  what one end of the line tells the other; empty = I am here,
-//	           which is also the key confirmation of an epoch
+//	           which is also the key confirmation of an epoch; else a type
+//	           byte and what it says, below
 //
-// PAD and a CONTROL that is not empty have their numbers but are not built, and
-// [Parse] refuses them with [ErrNotBuilt].
+// PAD has its number but is not built, and [Parse] refuses it with
+// [ErrNotBuilt].
+//
+// Type 1 of CONTROL is STATE, what the sender's line rests on and why:
+//
+//	+---------------+---------------+---------------+---------------+
+//	| kind 5        | type 1        | level, 0 to 4 | 0             |
+//	+---------------+---------------+---------------+---------------+
+//	| reason: 0 to 200 bytes of UTF-8, printable                    |
+//	+---------------------------------------------------------------+
+//
+// Levels: 0 BLOCKED, 1 PQC, 2 CHAINED, 3 QKD, 4 OTP. It is for people: no end
+// changes what it does for it.
 //
 // A super-frame is what a kernel with segmentation offload hands over: up to
 // 64 KiB that it would cut into segments later. The line cuts it, one slice of
@@ -168,7 +180,7 @@ func (k Kind) String() string {
 
 // Parse splits an opened record into its kind and its body, which points into
 // b. The body of a Whole is an IP packet that is all there; that of a Control
-// is empty; [ParsePiece] takes the body of a Slice, [NextPacket] that of a Pack.
+// is empty or begins with its type, see [ParseState]; [ParsePiece] takes the body of a Slice, [NextPacket] that of a Pack.
 func Parse(b []byte) (Kind, []byte, error) {
 	if len(b) == 0 {
 		return 0, nil, ErrShort
@@ -181,9 +193,6 @@ func Parse(b []byte) (Kind, []byte, error) {
 		}
 		return kind, body, nil
 	case Control:
-		if len(body) != 0 {
-			return kind, nil, ErrNotBuilt
-		}
 		return kind, body, nil
 	case Slice, Pack:
 		return kind, body, nil

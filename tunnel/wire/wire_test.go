@@ -106,7 +106,7 @@ func TestParse(t *testing.T) {
 		{"cut packet", record(Whole, short), Whole, nil, ErrNotPacket},
 		{"packet and more", record(Whole, append(ipv6(60), 0)), Whole, nil, ErrNotPacket},
 		{"version 5", record(Whole, []byte{0x55}), Whole, nil, ErrNotPacket},
-		{"control with body", record(Control, []byte{1}), Control, nil, ErrNotBuilt},
+		{"control with body", record(Control, []byte{1}), Control, []byte{1}, nil},
 		{"slice", record(Slice, ipv4(20)), Slice, ipv4(20), nil},
 		{"pack", record(Pack, ipv4(20)), Pack, ipv4(20), nil},
 		{"pad", record(Pad, ipv4(20)), Pad, nil, ErrNotBuilt},

@@ -232,9 +232,12 @@ type Line struct {
 	// id names the line here, in logs and metrics. Required.
 	ID string `yaml:"id" check:"required,name"`
 	// policy says what an epoch must rest on, and is never lowered by the
-	// peer: qkd-strict (a fresh QKD key in every epoch, else the line blocks)
-	// or pqc-only (no QKD on this line). Required, on both ends the same.
-	Policy string `yaml:"policy" check:"required"`
+	// peer: qkd-strict (a fresh QKD key in every epoch, else the line holds
+	// and blocks), qkd-required (fresh, or chained from one for an hour at
+	// most), qkd-preferred (QKD while there is any, else post-quantum alone,
+	// with an alarm) or pqc-only (no QKD on this line). On both ends the same.
+	// Default qkd-preferred.
+	Policy string `yaml:"policy,omitempty"`
 	// link_secret is the file of 32 random bytes, in base64, that both ends
 	// share; mode 0600. Required.
 	LinkSecret string `yaml:"link_secret" check:"required,path"`

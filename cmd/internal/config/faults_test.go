@@ -85,7 +85,7 @@ func TestFaults(t *testing.T) {
 		{"limits there", "kme: kme-kochi\n\nlines", "kme: kme-kochi\n    limits: {share: 1}\nlines",
 			"saes[1].limits", `own key manager "kme-kochi"`},
 		{"policy due", "policy: qkd-strict", "policy: otp-strict", "lines[0].policy",
-			`"otp-strict" is not built yet; use qkd-strict or pqc-only`},
+			`"otp-strict" is not built yet; use qkd-strict, qkd-required`},
 		{"policy", "policy: qkd-strict", "policy: fast", "lines[0].policy", `"fast" is not a policy`},
 		{"endpoint", "local: 192.0.2.1:4500", "local: tokyo:4500", "lines[0].endpoints[0].local",
 			"is not an IP address with port"},
@@ -170,7 +170,7 @@ site.yaml:3: speed: unknown key; known here: version, site, lab, state, kme, pee
 site.yaml:5: lines[0].link_secret: is missing; it is required
 site.yaml:5: lines[0].static_key: is missing; it is required
 site.yaml:5: lines[0].peer_bundle: is missing; it is required
-site.yaml:6: lines[0].policy: "otp-strict" is not built yet; use qkd-strict or pqc-only
+site.yaml:6: lines[0].policy: "otp-strict" is not built yet; use qkd-strict, qkd-required, qkd-preferred, pqc-only
 site.yaml:8: lines[0].endpoints[0].remote: is missing; it is required
 site.yaml:10: lines[1].id: "a" is taken by lines[0].id in line 5; each line is used once`
 	_, err := config.Parse("dir/site.yaml", []byte(file))

@@ -8,11 +8,14 @@ import (
 	"time"
 )
 
+// defaultPolicy never stops a hospital's traffic for want of QKD.
+const defaultPolicy = "qkd-preferred"
+
 // Policies that the design names. Those not built yet are refused by name, so
 // that nobody believes a line to be stronger than it is.
 var (
-	policies    = []string{"qkd-strict", "pqc-only"}
-	policiesDue = []string{"otp-strict", "otp-preferred", "qkd-required", "qkd-preferred"}
+	policies    = []string{"qkd-strict", "qkd-required", "qkd-preferred", "pqc-only"}
+	policiesDue = []string{"otp-strict", "otp-preferred"}
 )
 
 // Bounds of a line. 1280 is the least MTU of IPv6 (RFC 8200 section 5), 9000
@@ -62,6 +65,9 @@ func (d *decoder) setDefaults(s *Site) {
 	for i := range s.Lines {
 		l := &s.Lines[i]
 		or(&l.Control, "line-"+l.ID+".sock")
+		if !d.set(fmt.Sprintf("lines[%d].policy", i)) {
+			l.Policy = defaultPolicy
+		}
 		if !d.set(fmt.Sprintf("lines[%d].epoch_life", i)) {
 			l.EpochLife = defaultEpochLife
 		}
@@ -265,11 +271,11 @@ func (d *decoder) channel(key string, c Channel) {
 func (d *decoder) policy(s *Site, i int) {
 	l, key := &s.Lines[i], fmt.Sprintf("lines[%d].policy", i)
 	switch {
-	case slices.Contains(policies, l.Policy) || !d.set(key):
+	case slices.Contains(policies, l.Policy):
 	case slices.Contains(policiesDue, l.Policy):
-		d.fault(key, "%q is not built yet; use qkd-strict or pqc-only", l.Policy)
+		d.fault(key, "%q is not built yet; use %s", l.Policy, strings.Join(policies, ", "))
 	default:
-		d.fault(key, "%q is not a policy; expected qkd-strict or pqc-only", l.Policy)
+		d.fault(key, "%q is not a policy; known are %s", l.Policy, strings.Join(policies, ", "))
 	}
 }
 
@@ -294,8 +300,8 @@ func (d *decoder) oneLine(s *Site, i int) {
 		d.fault(key+".tun.mtu", "%d is outside %d to %d bytes", l.TUN.MTU, minMTU, maxMTU)
 	}
 	if l.Keys == nil {
-		if l.Policy == "qkd-strict" {
-			d.fault(key+".keys", "is missing; policy qkd-strict draws QKD keys")
+		if slices.Contains(policies, l.Policy) && l.Policy != "pqc-only" {
+			d.fault(key+".keys", "is missing; policy %s draws QKD keys", l.Policy)
 		}
 		return
 	}

@@ -144,9 +144,22 @@ type Line struct {
 	// proved, empty before the first handshake.
 	Peer       bool   `json:"peer_alive"`
 	PeerPolicy string `json:"peer_policy,omitempty"`
-	// Alarms counts what a person should look at; LastAlarm is the latest.
-	Alarms    uint64 `json:"alarms"`
-	LastAlarm string `json:"last_alarm,omitempty"`
+	// PeerLevel is what the other end says its line rests on, PeerReason why,
+	// PeerSince since when; empty before it has said so.
+	PeerLevel  string     `json:"peer_level,omitempty"`
+	PeerReason string     `json:"peer_reason,omitempty"`
+	PeerSince  *time.Time `json:"peer_since,omitempty"`
+	// Fresh is the age of the youngest QKD key that the epoch rests on, Chained
+	// the epochs since. BlockAt is when the line blocks unless a new epoch
+	// comes.
+	Fresh   *float64   `json:"fresh_key_age_seconds"`
+	Chained int        `json:"chained_epochs"`
+	BlockAt *time.Time `json:"block_at,omitempty"`
+	// Alarms counts what a person should look at; LastAlarm is the latest;
+	// Standing are those that have not cleared.
+	Alarms    uint64   `json:"alarms"`
+	LastAlarm string   `json:"last_alarm,omitempty"`
+	Standing  []string `json:"standing_alarms,omitempty"`
 
 	Sent     Traffic `json:"sent"`
 	Received Traffic `json:"received"`

@@ -21,6 +21,12 @@ import (
 // lines' site files would say of it.
 func door(t *testing.T, kme etsi014.KME) (a, b *config.Keys) {
 	t.Helper()
+	return doorFor(t, kme, "a", "b")
+}
+
+// doorFor is door for lines of such SAE IDs.
+func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.Keys) {
+	t.Helper()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
 	ca, err := pki.NewCA("test", time.Hour)
@@ -38,14 +44,15 @@ func door(t *testing.T, kme etsi014.KME) (a, b *config.Keys) {
 		}
 	}
 	issue("door", pki.Request{IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Server: true})
-	issue("a", pki.Request{SAE: "a", Client: true})
-	issue("b", pki.Request{SAE: "b", Client: true})
+	issue(first, pki.Request{SAE: first, Client: true})
+	issue(second, pki.Request{SAE: second, Client: true})
 	if err := ca.SaveCertificate(file("ca.crt")); err != nil {
 		t.Fatal(err)
 	}
 	live, err := identity.Open(identity.Config{
 		Pairs: []identity.Pair{{Cert: file("door.crt"), Key: file("door.key")}},
-		CA:    file("ca.crt"), Rules: []identity.Rule{{SAE: "a"}, {SAE: "b"}},
+		CA:    file("ca.crt"),
+		Rules: []identity.Rule{{SAE: etsi014.SAEID(first)}, {SAE: etsi014.SAEID(second)}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +73,7 @@ func door(t *testing.T, kme etsi014.KME) (a, b *config.Keys) {
 		return &config.Keys{KMEs: []string{"https://" + ln.Addr().String()}, CA: file("ca.crt"),
 			Certificate: file(own + ".crt"), Key: file(own + ".key"), SAE: own, PeerSAE: peer}
 	}
-	return keys("a", "b"), keys("b", "a")
+	return keys(first, second), keys(second, first)
 }
 
 // source opens a key source as the line daemon does.

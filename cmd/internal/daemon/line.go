@@ -49,7 +49,8 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 		return err
 	}
 	env.Log.Info("line begins", "addr", cfg.Endpoints[0].Remote.String())
-	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log), keep(e.keeper))...)
+	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log), keep(e.keeper),
+		watchRestore(e.line.Restored, env.Log))...)
 }
 
 // lineEnd is a line with its key source.
@@ -270,17 +271,29 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		Handshake: st.Handshake, Failure: st.Failure, KeyManager: st.KeyManager,
 		Peer: st.PeerAlive, PeerPolicy: st.PeerPolicy,
 		Sent: traffic(st.Sent), Received: traffic(st.Received), Drops: st.Drops,
-		Alarms: st.Alarms, LastAlarm: st.LastAlarm,
+		Alarms: st.Alarms, LastAlarm: st.LastAlarm, Standing: st.State.Alarms,
+		Fresh: age(st.Fresh), Chained: st.Chained, BlockAt: moment(st.BlockAt),
 		Device: control.Device{Name: st.Device.Name, Backend: st.Device.Backend,
 			Offload: st.Device.Offload, MTU: st.Device.MTU, Reason: st.Device.Reason},
 	}
 	if stock := e.stock.Load(); stock != nil {
 		l.Stock = &stock.Keys
 	}
+	if p := st.Peer; !p.Since.IsZero() {
+		l.PeerLevel, l.PeerReason, l.PeerSince = p.Level.String(), p.Reason, moment(p.Since)
+	}
 	return control.Status{Daemon: "line", Simulated: e.simulated.Load(), Line: l}
 }
 
 func traffic(t line.Traffic) control.Traffic { return control.Traffic(t) }
+
+// moment is nil for what has not happened.
+func moment(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
 
 // age is nil for what has not happened.
 func age(t time.Time) *float64 {

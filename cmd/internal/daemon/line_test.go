@@ -158,7 +158,7 @@ func TestOpenMachineRefuses(t *testing.T) {
 		{"no key", func(l *config.Line) { l.StaticKey += "x" }, fs.ErrNotExist},
 		{"no secret", func(l *config.Line) { l.LinkSecret += "x" }, fs.ErrNotExist},
 		{"not a bundle", func(l *config.Line) { l.PeerBundle = l.StaticKey }, bundle.ErrFormat},
-		{"policy", func(l *config.Line) { l.Policy = "otp-strict" }, rekey.ErrNotBuilt},
+		{"policy", func(l *config.Line) { l.Policy = "fast" }, rekey.ErrPolicy},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			l := enrol(t)[0]
