@@ -263,9 +263,12 @@ func (k *KME) drawable(ctx context.Context, who etsi014.SAEID, target etsi014.SA
 	return max(0, min(stock, spare(free, reserve))), err
 }
 
-// elsewhere is the KME that serves the targets we do not; the pool refuses
-// more than one.
+// elsewhere is the KME that serves the targets we do not, or we ourselves if
+// there is none; the pool refuses more than one.
 func (k *KME) elsewhere(targets []etsi014.SAEID) etsi014.KMEID {
 	i := slices.IndexFunc(targets, func(t etsi014.SAEID) bool { return k.saes[t] != k.self })
+	if i < 0 {
+		return k.self
+	}
 	return k.saes[targets[i]]
 }

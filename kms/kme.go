@@ -20,6 +20,7 @@ type Shape struct {
 type Stock struct {
 	Keys      int
 	Simulated bool // some of it came from no photons
+	Loopback  bool // it is for SAEs of this KME alone, from no link
 }
 
 // Pool is what a KME draws from. Its methods may be called from several
@@ -127,9 +128,6 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 	if err == nil {
 		err = k.pair(who.SAE, peer)
 	}
-	if err == nil {
-		err = k.apart([]etsi014.SAEID{peer})
-	}
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
@@ -140,6 +138,10 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
+	ext := map[string]any{"quietline_simulated": stock.Simulated}
+	if stock.Loopback {
+		ext["quietline_loopback"] = true
+	}
 	return etsi014.Status{
 		SourceKME: k.self, TargetKME: k.saes[peer], Initiator: who.SAE, Target: peer,
 		KeySizeBits: k.limits.KeySizeBits, StoredKeys: stock.Keys,
@@ -148,7 +150,7 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 		MaxKeysPerRequest: k.limits.MaxKeys,
 		MaxKeySizeBits:    k.limits.MaxKeySizeBits, MinKeySizeBits: k.limits.MinKeySizeBits,
 		MaxTargets: k.limits.MaxTargets,
-		Extension:  map[string]any{"quietline_simulated": stock.Simulated},
+		Extension:  ext,
 	}, nil
 }
 
@@ -240,16 +242,7 @@ func (k *KME) shape(who etsi014.SAEID, req etsi014.KeyRequest) (Shape, int, erro
 			return s, n, badRequest("a slave SAE is named twice")
 		}
 	}
-	return s, n, k.apart(s.Targets)
-}
-
-// apart checks that some target is served elsewhere: what a link yields is for
-// two sites, and two SAEs of this KME share no link.
-func (k *KME) apart(targets []etsi014.SAEID) error {
-	if slices.ContainsFunc(targets, func(t etsi014.SAEID) bool { return k.saes[t] != k.self }) {
-		return nil
-	}
-	return badRequest("keys between two SAEs of the same KME are not supported")
+	return s, n, nil
 }
 
 // refuse counts a turned-away request. A shortage is no refusal.

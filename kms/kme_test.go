@@ -3,6 +3,7 @@ package kms
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -36,8 +37,8 @@ func (r *recorder) Fetch(_ context.Context, i, t etsi014.SAEID, ids []etsi014.Ke
 	return make([]etsi014.Key, len(ids)), r.err
 }
 
-func (r *recorder) Stock(context.Context, Shape) (Stock, error) {
-	return Stock{Keys: 500, Simulated: true}, r.err
+func (r *recorder) Stock(_ context.Context, s Shape) (Stock, error) {
+	return Stock{Keys: 500, Simulated: true, Loopback: slices.Equal(s.Targets, to{"a2"})}, r.err
 }
 
 func (r *recorder) Refused(_ etsi014.SAEID, reason string) { r.refused[reason]++ }
@@ -68,7 +69,6 @@ func TestKeysAsksThePool(t *testing.T) {
 		"smallest":       {"a", ask{Targets: to{"b"}, SizeBits: 64}, 64, 1, nil, ""},
 		"many targets":   {"a", ask{Targets: to{"b", "c", "d", "e", "f"}}, 256, 1, nil, ""},
 		"one local":      {"a", ask{Targets: to{"a2", "b"}}, 256, 1, nil, ""},
-		"all local":      {"a", ask{Targets: to{"a2"}}, 0, 0, etsi014.ErrRequest, bad},
 		"too many":       {"a", ask{Targets: to{"b"}, Number: 129}, 0, 0, etsi014.ErrRequest, bad},
 		"negative":       {"a", ask{Targets: to{"b"}, Number: -1}, 0, 0, etsi014.ErrRequest, bad},
 		"odd size":       {"a", ask{Targets: to{"b"}, SizeBits: 257}, 0, 0, etsi014.ErrSize, bad},
@@ -154,7 +154,6 @@ func TestStatusRefuses(t *testing.T) {
 		want      error
 		reason    string
 	}{
-		"both here":     {"a", "a2", nil, etsi014.ErrRequest, "bad request"},
 		"itself":        {"a", "a", nil, etsi014.ErrRequest, "bad request"},
 		"unknown":       {"a", "x", nil, etsi014.ErrRequest, "bad request"},
 		"another KME's": {"b", "a", nil, etsi014.ErrDenied, "denied"},
@@ -172,16 +171,18 @@ func TestStatusRefuses(t *testing.T) {
 	}
 }
 
-// TestSameKMEIsSaidClearly: who asks for keys between two SAEs of one site
-// reads why there are none, whichever call it is.
-func TestSameKMEIsSaidClearly(t *testing.T) {
-	k, _ := newTestKME(t)
-	_, byKeys := k.Keys(t.Context(), etsi014.Caller{SAE: "a"}, ask{Targets: to{"a2"}})
-	_, byStatus := k.Status(t.Context(), etsi014.Caller{SAE: "a"}, "a2")
-	for _, err := range []error{byKeys, byStatus} {
-		if err == nil || err.Error() != "keys between two SAEs of the same KME are not supported" {
-			t.Errorf("answer: %v", err)
-		}
+// TestSameKME: two SAEs of one site are served like any others, and the status
+// says where such keys come from.
+func TestSameKME(t *testing.T) {
+	k, pool := newTestKME(t)
+	keys, err := k.Keys(t.Context(), etsi014.Caller{SAE: "a"}, ask{Targets: to{"a2"}, Number: 2})
+	if err != nil || len(keys.Keys) != 2 || !slices.Equal(pool.shape.Targets, to{"a2"}) {
+		t.Errorf("Keys: %v, asked for %+v", err, pool.shape)
+	}
+	st, err := k.Status(t.Context(), etsi014.Caller{SAE: "a"}, "a2")
+	want := map[string]any{"quietline_simulated": true, "quietline_loopback": true}
+	if diff := cmp.Diff(want, st.Extension); err != nil || diff != "" || st.TargetKME != "here" {
+		t.Errorf("Status: %+v, %v (-want +got)\n%s", st, err, diff)
 	}
 }
 

@@ -25,6 +25,11 @@ import (
 // LinkID names a link; both its KMEs use the same name. 1 to 64 bytes.
 type LinkID string
 
+// Loopback names the pool from which a KME serves keys between two of its own
+// SAEs: random bits of the KME itself. They are no QKD keys, and status, audit
+// log and metrics name them so; no link may have this name.
+const Loopback LinkID = "loopback"
+
 // SegmentID names a segment for ever: the block's number within the link
 // generation that the device counted it in.
 type SegmentID struct {

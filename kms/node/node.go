@@ -117,6 +117,8 @@ func (c *Config) Validate() error {
 		switch {
 		case l.ID == "" || len(l.ID) > 64:
 			bad("link name %q must have 1 to 64 bytes", l.ID)
+		case l.ID == kms.Loopback:
+			bad("link name %q is kept for keys between SAEs of one KME; choose another", l.ID)
 		case links[l.ID]:
 			bad("link %q is named twice", l.ID)
 		case !peers[l.Peer]:
@@ -242,6 +244,9 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 	}
 	mc := peer.Config{MaxSegments: n.cfg.MaxSegments, KME: n.cfg.KME, SAEs: saes, TrustDisks: n.cfg.TrustDisks,
 		Retention: n.cfg.Retention, KeySizeBits: n.cfg.Limits.KeySizeBits, Rand: rand.Reader}
+	if snap.Links[kms.Loopback], err = n.store.Lease(ctx, kms.Loopback, -1); err != nil {
+		return nil, fmt.Errorf("open KME: %w", err)
+	}
 	for _, l := range n.cfg.Links {
 		mc.Links = append(mc.Links, peer.Link{ID: l.ID, Peer: l.Peer, Weights: l.Weights})
 		lease, err := n.store.Lease(ctx, l.ID, -1)
@@ -274,7 +279,8 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 // nobody could draw it, and its keys would keep old epochs alive.
 func (n *Node) dropLinks(ctx context.Context, kme kms.Lease) error {
 	for _, id := range kme.Links {
-		if slices.ContainsFunc(n.cfg.Links, func(l Link) bool { return l.ID == id }) {
+		if id == kms.Loopback ||
+			slices.ContainsFunc(n.cfg.Links, func(l Link) bool { return l.ID == id }) {
 			continue
 		}
 		lease, err := n.store.Lease(ctx, id, -1)

@@ -167,8 +167,13 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	o.own = nil
 	var all peer.Output
 	now := max(time.Since(o.began), 1)
-	for _, in := range inputs {
-		out := o.machine.Step(now, in)
+	for i := 0; i < len(inputs); i++ {
+		out := o.machine.Step(now, inputs[i])
+		filled, err := o.fill(out.Fill)
+		if err != nil {
+			return 0, err
+		}
+		inputs = append(inputs, filled...) // into the commit of the draws that wait for them
 		if err := o.wrapKeys(&out, o.ring.Epoch()); err != nil {
 			return 0, err
 		}

@@ -64,7 +64,8 @@ func (m *Machine) draw(in Draw) {
 	m.grantAhead(r, sh)
 }
 
-// route finds the peer that serves the targets we do not.
+// route finds the peer that serves the targets we do not; the loopback pool if
+// there are none.
 func (m *Machine) route(in Draw) (*remote, error) {
 	var r *remote
 	for _, t := range in.Targets {
@@ -78,14 +79,14 @@ func (m *Machine) route(in Draw) (*remote, error) {
 				Message: "no link leads to the slave SAE's KME"}
 		case r != nil && r != m.peers[at]:
 			return nil, &etsi014.Error{Kind: etsi014.ErrRequest,
-				Message: "slave SAEs at more than one other KME are not supported"}
+				Message: "slave SAEs at two other KMEs: a key comes from the link with one of " +
+					"them, and the other KME has no copy of it; ask for each KME by itself"}
 		default:
 			r = m.peers[at]
 		}
 	}
 	if r == nil {
-		return nil, &etsi014.Error{Kind: etsi014.ErrRequest,
-			Message: "keys between two SAEs of the same KME are not supported"}
+		r = m.loop.remote
 	}
 	return r, nil
 }
@@ -109,7 +110,7 @@ func (r *remote) shape(in Draw, readySize int) *shape {
 	if sh == nil {
 		sh = &shape{initiator: in.Initiator, targets: slices.Clone(in.Targets),
 			sizeBits: in.SizeBits, per: kms.KeySlots(in.SizeBits, SlotBytes), key: key,
-			ahead: in.SizeBits == readySize && len(in.Targets) == 1}
+			ahead: in.SizeBits == readySize && len(in.Targets) == 1 && !r.local}
 		r.shapes[key] = sh
 	}
 	return sh
@@ -142,6 +143,9 @@ func (r *remote) room(per, enough int) (open, closed int) {
 				closed += s.room(per)
 			}
 		}
+		if r.local {
+			closed += l.asked/per + l.spareSlots()/per
+		}
 		if per == 1 && l.idAgreed {
 			closed += l.mineSlots
 			continue
@@ -156,6 +160,10 @@ func (r *remote) room(per, enough int) (open, closed int) {
 // pump serves waiting draws from what is granted, and grants and opens what
 // they lack. It is run after everything that may have changed that.
 func (m *Machine) pump(r *remote) {
+	if r.local {
+		m.pumpLoop(m.loop)
+		return
+	}
 	m.serve(r)
 	m.failShort(r) // first, so that nothing is granted for a draw that cannot be
 	if r.up() {
@@ -284,6 +292,10 @@ func (m *Machine) failShort(r *remote) {
 			continue
 		}
 		missing := min(sh.wanted-have, d.Number) * sh.sizeBits
+		if r.local {
+			m.failDraw(d, fullLoop(missing))
+			continue
+		}
 		m.failDraw(d, shortage(missing, r))
 		m.want(r)
 	}

@@ -116,11 +116,16 @@ func (m *Machine) makeGrant(sh *shape, s *segment, n int, ready bool) {
 	g.shape, g.ready = sh, ready
 	s.next += g.Slots
 	sh.grants = append(sh.grants, g)
+	m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g.Grant})
+	if s.link.remote.local {
+		g.acked = true
+		sh.free += n
+		return
+	}
 	sh.coming += n
 	if ready {
 		s.link.remote.ready += g.Slots
 	}
-	m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g.Grant})
 	m.send(s.link.remote, message{kind: kGrant, id: s.ID, grant: g.Grant})
 	if _, ok := s.link.pending[s]; !ok {
 		s.link.pending[s] = struct{}{}

@@ -11,6 +11,7 @@ import (
 type remote struct {
 	id    etsi014.KMEID
 	links []*link
+	local bool // the loopback pool: there is no peer, and always a session
 
 	connected bool
 	inc       Incarnation // adopted: it is the peer that lives now
@@ -79,7 +80,7 @@ func (m *Machine) disconnected(id etsi014.KMEID) {
 
 // sendHello tells who we are and what we know of the peer.
 func (m *Machine) sendHello(r *remote) {
-	if m.self.Counter == m.booted || !r.connected {
+	if m.self.Counter == m.booted || !r.connected || r.local {
 		return
 	}
 	h := &hello{
@@ -276,7 +277,7 @@ func (m *Machine) agree(r *remote, h *hello) {
 	witness := h.witness || r.firstMet != r.inc
 	for _, l := range r.links {
 		if !witness && !(m.cfg.TrustDisks && h.trustDisks) {
-			m.voidLoaded(l)
+			m.voidLoaded(l, "no witness that the disks are not old copies")
 		}
 		m.agreeIDKey(l)
 		for s := range l.pending {
@@ -292,10 +293,10 @@ func (m *Machine) agree(r *remote, h *hello) {
 
 // voidLoaded gives up what came from our disk when nobody can say whether both
 // disks are old copies (rule 1).
-func (m *Machine) voidLoaded(l *link) {
+func (m *Machine) voidLoaded(l *link, why string) {
 	for _, s := range l.sorted() {
 		if s.loaded && s.State.May(kms.StateVoid) {
-			m.void(s, "no witness that the disks are not old copies")
+			m.void(s, why)
 		}
 	}
 }
@@ -336,7 +337,7 @@ func (m *Machine) beatReceived(r *remote, at kms.Position) {
 // tickPeer repeats HELLO, BEAT and INVENTORY, and notices silence.
 func (m *Machine) tickPeer(r *remote) {
 	r.due = 0
-	if !r.connected {
+	if !r.connected || r.local {
 		return
 	}
 	if !r.up() {
@@ -377,7 +378,7 @@ func (m *Machine) beat(r *remote) {
 func (m *Machine) durableAt(at kms.Position) {
 	m.durable = at
 	for _, r := range m.ordered {
-		if r.up() && r.told != at && m.now >= r.beaten+beatLeast {
+		if r.up() && !r.local && r.told != at && m.now >= r.beaten+beatLeast {
 			m.beat(r)
 		}
 	}

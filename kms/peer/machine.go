@@ -101,8 +101,8 @@ func (c Config) withDefaults() Config {
 // Snapshot is what the store holds when a Machine begins.
 type Snapshot struct {
 	KME    kms.Lease
-	Links  map[kms.LinkID]kms.Lease
-	IDKeys map[kms.LinkID][]byte // unwrapped, IDKeySize bytes, where there is one
+	Links  map[kms.LinkID]kms.Lease // kms.Loopback among them
+	IDKeys map[kms.LinkID][]byte    // unwrapped, IDKeySize bytes, where there is one
 }
 
 // Input is one event that the Machine is stepped with: one of the types below.
@@ -231,6 +231,9 @@ type Output struct {
 	Answers  []Answer
 	Lookups  []Lookup
 	Events   []Event
+	// Fill are segments of the loopback pool that the caller fills with random
+	// bits, seals, and hands back as Ingested, best within the same commit.
+	Fill []kms.Segment
 	// IDKeys are new ID keys to wrap: the OpLink change of that link lacks
 	// its IDKey, which the caller fills in.
 	IDKeys map[kms.LinkID][]byte
@@ -252,6 +255,7 @@ type Machine struct {
 	peers   map[etsi014.KMEID]*remote
 	links   map[kms.LinkID]*link
 	ordered []*remote // by ID, as each one's links, so that steps repeat exactly
+	loop    *link     // the loopback pool; its remote is the last of ordered
 	index   map[etsi014.KeyID]keyAt
 	waiting map[uint64]*draw // by ticket
 
@@ -279,6 +283,7 @@ func New(cfg Config, snap Snapshot) (*Machine, error) {
 	for _, id := range slices.Sorted(maps.Keys(m.peers)) {
 		m.ordered = append(m.ordered, m.peers[id])
 	}
+	m.addLoop(snap.Links[kms.Loopback])
 	for _, mem := range snap.KME.Memories {
 		if r := m.peers[mem.Peer]; r != nil {
 			r.memory, r.remembered = mem, mem
@@ -288,7 +293,10 @@ func New(cfg Config, snap Snapshot) (*Machine, error) {
 }
 
 func (m *Machine) addLink(c Link, snap Snapshot) error {
-	if c.Peer == m.cfg.KME {
+	switch {
+	case c.ID == kms.Loopback:
+		return fmt.Errorf("the name %q is kept for keys between SAEs of one KME", c.ID)
+	case c.Peer == m.cfg.KME:
 		return fmt.Errorf("peer has our own KME ID %q; every KME needs its own", c.Peer)
 	}
 	r := m.peers[c.Peer]
@@ -296,14 +304,7 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 		r = newRemote(c.Peer)
 		m.peers[c.Peer] = r
 	}
-	lease := snap.Links[c.ID]
-	l := &link{
-		Link: c, remote: r, ledger: lease.Ledger,
-		generation: lease.Generation, floor: lease.Floor,
-		segments: map[segmentNumber]*segment{},
-		pending:  map[*segment]struct{}{},
-	}
-	l.Weights = c.Weights.orDefault()
+	l := newLink(c, r, snap.Links[c.ID])
 	if key := snap.IDKeys[c.ID]; key != nil {
 		var err error
 		if l.names, err = newNamer(key); err != nil {
@@ -311,9 +312,7 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 		}
 		l.idKey = slices.Clone(key)
 	}
-	l.load(lease)
 	m.links[c.ID] = l
-	r.links = append(r.links, l)
 	slices.SortFunc(r.links, func(a, b *link) int {
 		if a.ID < b.ID {
 			return -1
@@ -383,8 +382,12 @@ func (m *Machine) incarnate(counter uint64, why string) {
 	}
 	m.change(kms.Change{Op: kms.OpBoot, Incarnation: counter, Reason: why})
 	for _, r := range m.ordered {
-		m.failWaiting(r)
-		r.leave()
+		if r.local {
+			m.renewLoop()
+		} else {
+			m.failWaiting(r)
+			r.leave()
+		}
 		for _, l := range r.links {
 			m.abandon(l, "opened in an earlier session")
 		}
@@ -420,7 +423,7 @@ func (m *Machine) answer(a Answer) { m.out.Answers = append(m.out.Answers, a) }
 // send sends in the session that stands; without one the message is dropped,
 // because its like is sent again when there is one.
 func (m *Machine) send(r *remote, msg message) {
-	if !r.up() {
+	if !r.up() || r.local {
 		return
 	}
 	msg.session = r.session

@@ -27,8 +27,11 @@ type link struct {
 	mineSlots         int                   // in them
 	open              []*segment            // OPEN and ours, oldest first
 	served            []*segment            // OPEN and the peer's
+	slots             int                   // in all live segments
+	asked             int                   // slots that are being filled; loopback only
 
 	idKey    []byte
+	stale    bool // the store has an ID key of an earlier process; loopback only
 	names    namer
 	idAgreed bool // in this session
 	idDue    time.Duration
@@ -57,6 +60,20 @@ type segment struct {
 
 	due   time.Duration // next repetition
 	tries int
+}
+
+// newLink takes over what the store holds of a link.
+func newLink(c Link, r *remote, lease kms.Lease) *link {
+	l := &link{
+		Link: c, remote: r, ledger: lease.Ledger,
+		generation: lease.Generation, floor: lease.Floor,
+		segments: map[segmentNumber]*segment{},
+		pending:  map[*segment]struct{}{},
+	}
+	l.Weights = c.Weights.orDefault()
+	l.load(lease)
+	r.links = append(r.links, l)
+	return l
 }
 
 func (l *link) key(id kms.SegmentID) segmentNumber { return segmentNumber{id.Generation, id.Number} }
@@ -88,7 +105,10 @@ func (l *link) load(lease kms.Lease) {
 
 func (l *link) add(s *segment) {
 	l.segments[l.key(s.ID)] = s
-	l.pending[s] = struct{}{}
+	l.slots += s.Slots
+	if !l.remote.local {
+		l.pending[s] = struct{}{}
+	}
 	if s.Simulated {
 		l.simulated++
 	}
@@ -127,6 +147,9 @@ func (m *Machine) ingested(in Ingested) {
 	switch {
 	case l == nil:
 		m.answer(Answer{Ticket: in.Ticket, Err: kms.ErrNoSegment})
+		return
+	case l == m.loop:
+		m.filled(l, in)
 		return
 	case l.gone(id):
 		m.ingestedAgain(l, in)
@@ -169,6 +192,11 @@ func (m *Machine) repeat(s *segment, first bool) {
 		s.tries = 0
 	}
 	switch {
+	case r.local:
+		if s.State == kms.StateClosed { // nobody else has to know
+			m.finish(s)
+		}
+		return
 	case s.State == kms.StateNew, s.State == kms.StateConfirmed && !s.peerConfirmed:
 		m.send(r, message{kind: kOffer, offer: s.Segment, have: s.State == kms.StateConfirmed})
 	case s.State == kms.StateConfirmed && s.giving:
@@ -296,6 +324,7 @@ func (m *Machine) forget(s *segment) {
 	}
 	delete(l.segments, l.key(s.ID))
 	delete(l.pending, s)
+	l.slots -= s.Slots
 	m.unlist(s)
 }
 

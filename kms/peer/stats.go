@@ -11,15 +11,23 @@ import (
 func (m *Machine) Stats() kms.Stats {
 	st := kms.Stats{KME: m.cfg.KME, Incarnation: m.self.Counter, Position: m.durable}
 	for _, r := range m.ordered {
-		st.Peers = append(st.Peers, kms.PeerStats{ID: r.id, Connected: r.connected, Up: r.up(),
-			Reason: r.reason, RTT: r.rtt})
+		if !r.local {
+			st.Peers = append(st.Peers, kms.PeerStats{ID: r.id, Connected: r.connected, Up: r.up(),
+				Reason: r.reason, RTT: r.rtt})
+		}
 		for _, l := range r.links {
+			if r.local && l.ledger.Ingested == 0 {
+				continue // never used
+			}
 			ls := kms.LinkStats{ID: l.ID, Peer: r.id, Ledger: l.ledger, Segments: map[string]int{}}
 			for _, s := range l.segments {
 				ls.Segments[s.State.String()]++
 				ls.Simulated = ls.Simulated || s.Simulated
 			}
 			ls.DrawableBits = uint64(8*SlotBytes) * uint64(l.drawableSlots())
+			if r.local {
+				ls.DeviceUp, ls.Simulated, ls.QBER = true, true, math.NaN()
+			}
 			st.Links = append(st.Links, ls)
 		}
 	}
@@ -59,6 +67,7 @@ func (m *Machine) Stock(shape kms.Shape) (kms.Stock, error) {
 		open, closed := r.room(kms.KeySlots(shape.SizeBits, SlotBytes), math.MaxInt)
 		stock.Keys += open + closed
 	}
+	stock.Loopback, stock.Simulated = r.local, r.local
 	for _, l := range r.links {
 		stock.Simulated = stock.Simulated || l.simulated > 0
 	}
