@@ -203,7 +203,7 @@ func forwardIn(conn line.Conn, q tunnel.Queue) error {
 	buf := make([]byte, 0, 1<<16)
 	for {
 		b := line.Burst{Data: buf}
-		if err := conn.Read(&b); err != nil {
+		if err := conn.Read(&b, true); err != nil {
 			return err
 		}
 		for data := b.Data; len(data) > 0; {

@@ -20,10 +20,11 @@ type Burst struct {
 // Conn carries datagrams to and from the one peer, whose address is fixed. One
 // goroutine reads; several may write. Close ends pending reads.
 type Conn interface {
-	// Read waits for datagrams and fills b.Data, up to its capacity, and
-	// b.Size. [os.ErrClosed] or [net.ErrClosed] after Close; any other error
-	// ends the line.
-	Read(b *Burst) error
+	// Read fills b.Data, up to its capacity, and b.Size with what has come. It
+	// waits for that if wait is set, else b.Data may come back empty.
+	// [os.ErrClosed] or [net.ErrClosed] after Close; any other error ends the
+	// line.
+	Read(b *Burst, wait bool) error
 	// Write sends every datagram of b, which it does not keep. An error means
 	// that some were not sent.
 	Write(b Burst) error

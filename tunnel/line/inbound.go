@@ -18,7 +18,8 @@ type inbound struct {
 	frames [1]tunnel.Frame // scratch: what a call writes
 
 	// The slices in a row that are being joined. A run ends with its
-	// super-frame, with a gap, and with the burst: it never waits.
+	// super-frame, with a gap, and when nothing that continues it has come
+	// already: it never waits.
 	run struct {
 		header wire.Header // of the record that would continue it
 		next   wire.Piece  // of that record
@@ -30,6 +31,8 @@ type inbound struct {
 	// the run does. Only for a device that takes UDP super-frames.
 	row  segment.Row
 	rows bool
+
+	grew bool // the burst in hand has added to the run or the row
 }
 
 func newInbound(l *Line, queue tunnel.Queue) *inbound {
@@ -41,17 +44,26 @@ func newInbound(l *Line, queue tunnel.Queue) *inbound {
 	return in
 }
 
-// burst takes the datagrams of a burst, and hands over all that they hold.
+// pending tells whether a run or a row would go on with what the next burst
+// holds, if that is there already. An empty burst hands it over.
+func (in *inbound) pending() bool { return in.run.first >= 0 || in.row.Len() > 0 }
+
+// burst takes the datagrams of a burst. What they hold is handed over, but for
+// a run or a row that they add to: a network card without segmentation hands
+// over each datagram by itself.
 func (in *inbound) burst(b Burst) {
 	heard := false
+	in.grew = false
 	in.mtu = in.line.cfg.Device.Caps().MTU // it follows the path
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
 		heard = in.datagram(data[:n:n]) || heard
 		data = data[n:]
 	}
-	in.endRun()
-	in.endRow()
+	if !in.grew {
+		in.endRun()
+		in.endRow()
+	}
 	if heard {
 		in.line.hear()
 	}
@@ -153,6 +165,7 @@ func (in *inbound) small(packet []byte) {
 		in.write(tunnel.Frame{Data: packet}, 1)
 		return
 	}
+	in.grew = true
 	if !in.row.Add(packet) {
 		in.endRow()
 		in.row.Add(packet)
@@ -169,6 +182,7 @@ func (in *inbound) endRow() {
 // slice adds a slice to the run that it continues, or begins a run with it.
 func (in *inbound) slice(h wire.Header, piece wire.Piece, packet []byte) {
 	r := &in.run
+	in.grew = true
 	header := int(piece.GSO.HeaderLen)
 	if r.first < 0 || h != r.header || piece != r.next ||
 		len(r.data)+len(packet)-header > cap(r.data) {

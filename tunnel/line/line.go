@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/fdwait"
 	"github.com/quietline/quietline/tunnel/rekey"
 	"github.com/quietline/quietline/tunnel/seal"
 	"github.com/quietline/quietline/tunnel/wire"
@@ -123,8 +124,10 @@ func New(cfg Config) (*Line, error) {
 }
 
 // Run carries traffic until parent ends, which is no error, or the device or the
-// connection breaks. It closes both and clears the machine. Call it once.
+// connection breaks. It closes both and clears the machine. Call it once. It may
+// raise GOMAXPROCS, see [fdwait.MakeRoom].
 func (l *Line) Run(parent context.Context) error {
+	fdwait.MakeRoom()
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	var loops sync.WaitGroup

@@ -76,9 +76,13 @@ type mirror struct {
 
 func newMirror() *mirror { return &mirror{in: make(chan []byte, 100), closed: make(chan struct{})} }
 
-func (m *mirror) Read(b *Burst) error {
+func (m *mirror) Read(b *Burst, wait bool) error {
 	if m.fail != nil {
 		return m.fail
+	}
+	if !wait && len(m.in) == 0 {
+		b.Data = b.Data[:0]
+		return nil
 	}
 	select {
 	case d := <-m.in:
@@ -144,9 +148,9 @@ func (s *sink) WriteBatch(f []tunnel.Frame) (int, error) {
 // last keeps the burst written last, in place.
 type last struct{ burst Burst }
 
-func (l *last) Read(*Burst) error   { return net.ErrClosed }
-func (l *last) Write(b Burst) error { l.burst = b; return nil }
-func (l *last) Close() error        { return nil }
+func (l *last) Read(*Burst, bool) error { return net.ErrClosed }
+func (l *last) Write(b Burst) error     { l.burst = b; return nil }
+func (l *last) Close() error            { return nil }
 
 // A packet, a pack and a super-frame go out and come in without an allocation.
 func TestNoAllocation(t *testing.T) {
@@ -189,6 +193,54 @@ func TestNoAllocation(t *testing.T) {
 	}
 	if got := l.Stats().Drops; got["replayed"] == 0 || got["forged"]+got["bad_record"] != 0 {
 		t.Errorf("drops %v", got)
+	}
+}
+
+// Datagrams that come one by one, as from a card without segmentation, go to
+// the host together as long as the next has come already.
+func TestRunGoesOnOverBursts(t *testing.T) {
+	conn, dev := &last{}, &sink{}
+	l := loopback(t, conn, dev)
+	o, in := newOutbound(l, l.seals[0], 1), newInbound(l, dev)
+	send := func(f tunnel.Frame) (datagrams [][]byte) {
+		mem := o.reset()
+		mem[0].Data, mem[0].GSO = append(mem[0].Data, f.Data...), f.GSO
+		o.batch(mem[:1])
+		for data := bytes.Clone(conn.burst.Data); len(data) > 0; {
+			n := min(conn.burst.Size, len(data))
+			datagrams, data = append(datagrams, data[:n:n]), data[n:]
+		}
+		return datagrams
+	}
+	took := func(what string, writes, packets int) {
+		t.Helper()
+		if got := int(l.open.packets.Swap(0)); dev.writes != writes || got != packets {
+			t.Errorf("%s: %d writes, want %d; %d packets, want %d", what, dev.writes, writes,
+				got, packets)
+		}
+		dev.writes = 0
+	}
+	give := func(d []byte) { in.burst(Burst{Data: d, Size: len(d)}) }
+	n := segment.Count(superFrame(20000))
+	for _, d := range send(superFrame(20000)) {
+		give(d)
+	}
+	took("one by one", 1, n)
+	if in.pending() {
+		t.Error("something is held though the super-frame is complete")
+	}
+	parts := send(superFrame(20000))
+	for _, d := range parts[:n-1] {
+		give(d)
+	}
+	took("before the last", 0, 0)
+	give(nil)
+	took("nothing more is there", 1, n-1)
+	give(parts[n-1])
+	give([]byte{0x77}) // a stranger's noise does not hold it back
+	took("noise", 1, 1)
+	if in.pending() {
+		t.Error("noise holds a run")
 	}
 }
 
@@ -527,7 +579,7 @@ func TestUDPConn(t *testing.T) {
 				}
 			}
 			b := Burst{Data: make([]byte, 0, 100)}
-			if err := c.Read(&b); err != nil || string(b.Data) != remote.String() ||
+			if err := c.Read(&b, true); err != nil || string(b.Data) != remote.String() ||
 				b.Size != len(b.Data) {
 				t.Errorf("read %q, %v; want what the peer sent", b.Data, err)
 			}
@@ -539,7 +591,7 @@ func TestUDPConn(t *testing.T) {
 				}
 			}
 			done := make(chan error)
-			go func() { done <- c.Read(&b) }()
+			go func() { done <- c.Read(&b, true) }()
 			if err := c.Close(); err != nil {
 				t.Fatal(err)
 			}
@@ -584,7 +636,7 @@ func TestUDPOffload(t *testing.T) {
 		calls := 0
 		for len(got) < len(burst.Data) {
 			in := Burst{Data: make([]byte, 0, 1<<16)}
-			if err := b.Read(&in); err != nil {
+			if err := b.Read(&in, true); err != nil {
 				t.Fatal(err)
 			}
 			if in.Size != min(1000, len(burst.Data)-len(got)) {
@@ -613,7 +665,7 @@ func TestUDPOffload(t *testing.T) {
 		t.Error("a burst of 2000 segments was not refused")
 	}
 	in := Burst{Data: make([]byte, 0, 1<<16)}
-	if err := b.Read(&in); err != nil || in.Size != 1 {
+	if err := b.Read(&in, true); err != nil || in.Size != 1 {
 		t.Errorf("read %d bytes, %v", in.Size, err)
 	}
 }
@@ -653,7 +705,7 @@ func TestUDPNoAllocation(t *testing.T) {
 		}
 		for got := 0; got < len(out.Data); {
 			in := Burst{Data: buf}
-			if err := b.Read(&in); err != nil {
+			if err := b.Read(&in, true); err != nil {
 				t.Fatal(err)
 			}
 			got += len(in.Data)

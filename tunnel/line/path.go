@@ -50,7 +50,7 @@ func (l *Line) openLoop(queue tunnel.Queue) error {
 	buf := make([]byte, 0, 1<<16)
 	for {
 		burst := Burst{Data: buf}
-		if err := l.cfg.Conn.Read(&burst); err != nil {
+		if err := l.cfg.Conn.Read(&burst, !in.pending()); err != nil {
 			if closed(err) {
 				return nil
 			}

@@ -45,6 +45,7 @@ type message struct {
 	header  unix.Msghdr
 	iov     unix.Iovec
 	control [64]byte
+	wait    bool // for something to receive
 	n       int
 	errno   syscall.Errno
 }
@@ -104,8 +105,9 @@ func (u *udpConn) segments() bool {
 
 // Read implements [Conn]. What ICMP reports about earlier datagrams is no
 // error of reading: the peer may be down for a while.
-func (u *udpConn) Read(b *Burst) error {
+func (u *udpConn) Read(b *Burst, wait bool) error {
 	m := &u.in
+	m.wait = wait
 	buf := b.Data[:cap(b.Data)]
 	m.iov.Base = unsafe.SliceData(buf)
 	m.iov.SetLen(len(buf))
@@ -114,6 +116,9 @@ func (u *udpConn) Read(b *Burst) error {
 	switch {
 	case err != nil:
 		return err
+	case m.errno == unix.EAGAIN:
+		b.Data, b.Size = buf[:0], 0
+		return nil
 	case m.errno == unix.EBADF:
 		return net.ErrClosed
 	case m.errno != 0:
@@ -126,8 +131,8 @@ func (u *udpConn) Read(b *Burst) error {
 	return nil
 }
 
-// receive is one recvmsg, after waiting for something to receive. The call does
-// not block, so it needs no hand-over of the processor: RawSyscall.
+// receive is one recvmsg, if asked to after waiting for something to receive. The
+// call does not block, so it needs no hand-over of the processor: RawSyscall.
 func (u *udpConn) receive(fd uintptr) bool {
 	m := &u.in
 	m.header.Control = &m.control[0]
@@ -136,7 +141,7 @@ func (u *udpConn) receive(fd uintptr) bool {
 		n, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, fd,
 			uintptr(unsafe.Pointer(&m.header)), 0)
 		switch {
-		case errno == unix.EAGAIN:
+		case errno == unix.EAGAIN && m.wait:
 			if !u.waiter.Readable(fd) {
 				m.errno = unix.EBADF
 				return true

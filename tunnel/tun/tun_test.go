@@ -210,6 +210,39 @@ func TestReadWaits(t *testing.T) {
 	}
 }
 
+// A batch ends when there is enough to seal, and the rest comes with the next.
+func TestEnough(t *testing.T) {
+	cfg := testConfig()
+	cfg.Backend = "fast"
+	d, ns := open(t, cfg)
+	defer d.Close()
+	conn, err := ns.Dial(t.Context(), "udp", "203.0.113.9:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	const packets, payload = 60, 1000
+	for range packets {
+		if _, err := conn.Write(make([]byte, payload)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for came := 0; came < packets; {
+		frames := make([]tunnel.Frame, packets)
+		for i := range frames {
+			frames[i].Data = make([]byte, 0, 2000)
+		}
+		n, err := d.Queues()[0].ReadBatch(frames)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if most := enough/payload + 1; n > most || came == 0 && n < most-2 {
+			t.Errorf("a batch of %d packets; about %d are enough", n, most)
+		}
+		came += n
+	}
+}
+
 func TestCloseEndsPendingRead(t *testing.T) {
 	for _, backend := range backends {
 		cfg := testConfig()

@@ -98,9 +98,17 @@ type conn struct {
 }
 
 // Read implements [line.Conn].
-func (c *conn) Read(b *line.Burst) error {
+func (c *conn) Read(b *line.Burst, wait bool) error {
 	first := c.next
 	c.next = nil
+	if first == nil && !wait {
+		select {
+		case first = <-c.in:
+		default:
+			b.Data, b.Size = b.Data[:0], 0
+			return nil
+		}
+	}
 	if first == nil {
 		select {
 		case <-c.closed:
