@@ -66,8 +66,12 @@ type bucket struct {
 	at           time.Time
 }
 
-func newBucket(rate float64, now time.Time) bucket {
-	return bucket{rate: rate, tokens: max(rate, 1), at: now}
+// set gives the bucket another rate. One that had none begins full.
+func (b *bucket) set(rate, before float64, now time.Time) {
+	if before == 0 {
+		b.tokens, b.at = max(rate, 1), now
+	}
+	b.rate = rate
 }
 
 // take takes n tokens, or tells how long to wait for them. More than the
@@ -108,17 +112,40 @@ type accounts struct {
 	pending  map[etsi014.KMEID]int // draws in flight, default-size keys
 }
 
-func newAccounts(allowances map[etsi014.SAEID]Allowance, now time.Time) *accounts {
-	a := &accounts{of: map[etsi014.SAEID]*account{}, pending: map[etsi014.KMEID]int{}}
+func newAccounts() *accounts {
+	return &accounts{of: map[etsi014.SAEID]*account{}, pending: map[etsi014.KMEID]int{}}
+}
+
+// reload takes other allowances over. Who had one keeps what it has taken.
+func (a *accounts) reload(allowances map[etsi014.SAEID]Allowance, now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	old := a.of
+	a.of, a.reserved = make(map[etsi014.SAEID]*account, len(allowances)), 0
 	for sae, al := range allowances {
 		if al.Window == 0 {
 			al.Window = shareWindow
 		}
-		a.of[sae] = &account{Allowance: al, calls: newBucket(al.Calls, now),
-			keys: newBucket(al.Keys, now), drawn: map[etsi014.KMEID]*drawn{}}
+		acc := old[sae]
+		if acc == nil {
+			acc = &account{drawn: map[etsi014.KMEID]*drawn{}}
+		}
+		acc.calls.set(al.Calls, acc.Calls, now)
+		acc.keys.set(al.Keys, acc.Keys, now)
+		acc.Allowance = al
+		a.of[sae] = acc
 		a.reserved += al.Reserve
 	}
-	return a
+}
+
+// reserve is what others than an SAE have reserved.
+func (a *accounts) reserve(who etsi014.SAEID) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if acc := a.of[who]; acc != nil {
+		return a.reserved - acc.Reserve
+	}
+	return a.reserved
 }
 
 // call counts one call of an SAE, or refuses it.
@@ -222,23 +249,24 @@ func (d *draw) judge(free int) error {
 }
 
 // free is how many default-size keys the pool has granted to nobody.
-func (k *KME) free(ctx context.Context, targets []etsi014.SAEID) (int, error) {
-	stock, err := k.pool.Stock(ctx, Shape{Targets: targets, SizeBits: k.limits.KeySizeBits})
+func (k *KME) free(ctx context.Context, t *terms, targets []etsi014.SAEID) (int, error) {
+	stock, err := k.pool.Stock(ctx, Shape{Targets: targets, SizeBits: t.limits.KeySizeBits})
 	return stock.Keys, err
 }
 
 // draw takes n keys from the pool if the caller's allowance and the reserves
 // of the others let it.
-func (k *KME) draw(ctx context.Context, shape Shape, n int) (keys []etsi014.Key, err error) {
-	unit := KeySlots(k.limits.KeySizeBits, slotBytes)
-	d := &draw{who: shape.Initiator, at: k.elsewhere(shape.Targets), keys: n,
+func (k *KME) draw(ctx context.Context, t *terms, shape Shape, n int) (keys []etsi014.Key,
+	err error) {
+	unit := KeySlots(t.limits.KeySizeBits, slotBytes)
+	d := &draw{who: shape.Initiator, at: t.elsewhere(shape.Targets), keys: n,
 		cost: (n*KeySlots(shape.SizeBits, slotBytes) + unit - 1) / unit}
 	if err := k.accounts.book(d); err != nil {
 		return nil, err
 	}
 	defer func() { k.accounts.end(d, err) }()
 	if d.bounded() {
-		free, err := k.free(ctx, shape.Targets)
+		free, err := k.free(ctx, t, shape.Targets)
 		if err != nil {
 			return nil, err
 		}
@@ -250,25 +278,22 @@ func (k *KME) draw(ctx context.Context, shape Shape, n int) (keys []etsi014.Key,
 }
 
 // drawable is how many of stock default-size keys are not reserved for others.
-func (k *KME) drawable(ctx context.Context, who etsi014.SAEID, target etsi014.SAEID, stock int) (
+func (k *KME) drawable(ctx context.Context, t *terms, who, target etsi014.SAEID, stock int) (
 	int, error) {
-	reserve := k.accounts.reserved
-	if acc := k.accounts.of[who]; acc != nil {
-		reserve -= acc.Reserve
-	}
+	reserve := k.accounts.reserve(who)
 	if reserve == 0 {
 		return stock, nil
 	}
-	free, err := k.free(ctx, []etsi014.SAEID{target})
+	free, err := k.free(ctx, t, []etsi014.SAEID{target})
 	return max(0, min(stock, spare(free, reserve))), err
 }
 
 // elsewhere is the KME that serves the targets we do not, or we ourselves if
 // there is none; the pool refuses more than one.
-func (k *KME) elsewhere(targets []etsi014.SAEID) etsi014.KMEID {
-	i := slices.IndexFunc(targets, func(t etsi014.SAEID) bool { return k.saes[t] != k.self })
+func (t *terms) elsewhere(targets []etsi014.SAEID) etsi014.KMEID {
+	i := slices.IndexFunc(targets, func(s etsi014.SAEID) bool { return t.saes[s] != t.self })
 	if i < 0 {
-		return k.self
+		return t.self
 	}
-	return k.saes[targets[i]]
+	return t.saes[targets[i]]
 }

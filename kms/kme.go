@@ -3,7 +3,10 @@ package kms
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -94,46 +97,79 @@ func (l Limits) Validate() error {
 // KME answers what stands behind the ETSI 014 door for the SAEs of one KME. It
 // is safe for concurrent use.
 type KME struct {
-	self     etsi014.KMEID
-	saes     map[etsi014.SAEID]etsi014.KMEID
-	limits   Limits
 	pool     Pool
 	accounts *accounts
-	shelves  map[etsi014.SAEID]*shelf
+	mu       sync.Mutex // one Reload at a time
+	terms    atomic.Pointer[terms]
 }
 
 var _ etsi014.KME = (*KME)(nil)
 
+// terms are whom a KME serves and how. A request is judged by those it found;
+// they do not change.
+type terms struct {
+	self    etsi014.KMEID
+	saes    map[etsi014.SAEID]etsi014.KMEID
+	limits  Limits
+	shelves map[etsi014.SAEID]*shelf
+}
+
 // NewKME makes the KME of that ID. The map says of every SAE of the network
-// which KME serves it; it is not changed afterwards.
+// which KME serves it; the caller does not change it afterwards.
 func NewKME(self etsi014.KMEID, saes map[etsi014.SAEID]etsi014.KMEID, limits Limits,
 	pool Pool) (*KME, error) {
-	if err := limits.Validate(); err != nil {
+	k := &KME{pool: pool, accounts: newAccounts()}
+	k.terms.Store(&terms{self: self})
+	if err := k.Reload(saes, limits); err != nil {
 		return nil, err
 	}
+	return k, nil
+}
+
+// Reload takes over other SAEs and limits, all of them or nothing; requests
+// under way end by the old ones. What an SAE has taken in its windows still
+// counts. Keys held for a re-read window that is gone or changed are wiped.
+// The map and the limits are as in [NewKME].
+func (k *KME) Reload(saes map[etsi014.SAEID]etsi014.KMEID, limits Limits) error {
+	if err := limits.Validate(); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	old := k.terms.Load()
 	for sae := range limits.Allowances {
-		if at, ok := saes[sae]; !ok || at != self {
-			return nil, fmt.Errorf("allowance of %q: the SAE is not served by this KME", sae)
+		if at, ok := saes[sae]; !ok || at != old.self {
+			return fmt.Errorf("allowance of %q: the SAE is not served by this KME", sae)
 		}
 	}
-	return &KME{self: self, saes: saes, limits: limits.withDefaults(), pool: pool,
-		accounts: newAccounts(limits.Allowances, time.Now()),
-		shelves:  newShelves(limits.Allowances)}, nil
+	limits.Allowances = maps.Clone(limits.Allowances)
+	k.accounts.reload(limits.Allowances, time.Now())
+	k.terms.Store(&terms{self: old.self, saes: saes, limits: limits.withDefaults(),
+		shelves: reshelve(old.shelves, limits.Allowances)})
+	for sae, s := range old.shelves {
+		if k.terms.Load().shelves[sae] != s {
+			s.close()
+		}
+	}
+	return nil
 }
 
 // Status implements etsi014.KME.
 func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID) (
 	etsi014.Status, error) {
-	err := k.accounts.call(who.SAE)
+	t, err := k.terms.Load(), k.accounts.call(who.SAE)
 	if err == nil {
-		err = k.pair(who.SAE, peer)
+		err = t.pair(who.SAE, peer)
+	}
+	if err == nil {
+		err = t.apart([]etsi014.SAEID{peer})
 	}
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
-	stock, err := k.pool.Stock(ctx, Shape{who.SAE, []etsi014.SAEID{peer}, k.limits.KeySizeBits})
+	stock, err := k.pool.Stock(ctx, Shape{who.SAE, []etsi014.SAEID{peer}, t.limits.KeySizeBits})
 	if err == nil {
-		stock.Keys, err = k.drawable(ctx, who.SAE, peer, stock.Keys)
+		stock.Keys, err = k.drawable(ctx, t, who.SAE, peer, stock.Keys)
 	}
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
@@ -143,13 +179,13 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 		ext["quietline_loopback"] = true
 	}
 	return etsi014.Status{
-		SourceKME: k.self, TargetKME: k.saes[peer], Initiator: who.SAE, Target: peer,
-		KeySizeBits: k.limits.KeySizeBits, StoredKeys: stock.Keys,
+		SourceKME: t.self, TargetKME: t.saes[peer], Initiator: who.SAE, Target: peer,
+		KeySizeBits: t.limits.KeySizeBits, StoredKeys: stock.Keys,
 		// The pool is shared by all pairs: what is stored is what can be stored.
-		MaxKeys:           max(stock.Keys, k.limits.MaxKeys),
-		MaxKeysPerRequest: k.limits.MaxKeys,
-		MaxKeySizeBits:    k.limits.MaxKeySizeBits, MinKeySizeBits: k.limits.MinKeySizeBits,
-		MaxTargets: k.limits.MaxTargets,
+		MaxKeys:           max(stock.Keys, t.limits.MaxKeys),
+		MaxKeysPerRequest: t.limits.MaxKeys,
+		MaxKeySizeBits:    t.limits.MaxKeySizeBits, MinKeySizeBits: t.limits.MinKeySizeBits,
+		MaxTargets: t.limits.MaxTargets,
 		Extension:  ext,
 	}, nil
 }
@@ -160,11 +196,12 @@ func (k *KME) Keys(ctx context.Context, who etsi014.Caller, req etsi014.KeyReque
 	if err := k.accounts.call(who.SAE); err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
-	shape, n, err := k.shape(who.SAE, req)
+	t := k.terms.Load()
+	shape, n, err := t.shape(who.SAE, req)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
-	keys, err := k.draw(ctx, shape, n)
+	keys, err := k.draw(ctx, t, shape, n)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
@@ -174,21 +211,21 @@ func (k *KME) Keys(ctx context.Context, who etsi014.Caller, req etsi014.KeyReque
 // KeysByID implements etsi014.KME.
 func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRequest) (
 	etsi014.Container, error) {
-	err := k.accounts.call(who.SAE)
+	t, err := k.terms.Load(), k.accounts.call(who.SAE)
 	if err == nil {
-		err = k.pair(who.SAE, req.Initiator)
+		err = t.pair(who.SAE, req.Initiator)
 	}
 	switch {
 	case err != nil:
 	case len(req.IDs) == 0:
 		err = badRequest("no key_ID is given")
-	case len(req.IDs) > k.limits.MaxKeys:
-		err = badRequest("more than %d key_IDs in one request", k.limits.MaxKeys)
+	case len(req.IDs) > t.limits.MaxKeys:
+		err = badRequest("more than %d key_IDs in one request", t.limits.MaxKeys)
 	}
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
-	keys, err := k.fetch(ctx, who, req)
+	keys, err := k.fetch(ctx, t, who, req)
 	if err != nil {
 		return etsi014.Container{}, k.refuse(who.SAE, err)
 	}
@@ -196,11 +233,11 @@ func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRe
 }
 
 // pair checks that the caller is served here and the other SAE is known.
-func (k *KME) pair(who, other etsi014.SAEID) error {
-	if at, ok := k.saes[who]; !ok || at != k.self {
+func (t *terms) pair(who, other etsi014.SAEID) error {
+	if at, ok := t.saes[who]; !ok || at != t.self {
 		return &etsi014.Error{Kind: etsi014.ErrDenied, Message: "the SAE is not served by this KME"}
 	}
-	if _, ok := k.saes[other]; !ok {
+	if _, ok := t.saes[other]; !ok {
 		return badRequest("the other SAE is not known here")
 	}
 	if who == other {
@@ -210,39 +247,48 @@ func (k *KME) pair(who, other etsi014.SAEID) error {
 }
 
 // shape checks a request and fills in what it leaves to us.
-func (k *KME) shape(who etsi014.SAEID, req etsi014.KeyRequest) (Shape, int, error) {
+func (t *terms) shape(who etsi014.SAEID, req etsi014.KeyRequest) (Shape, int, error) {
 	s := Shape{Initiator: who, Targets: req.Targets, SizeBits: req.SizeBits}
 	n := req.Number
 	if n == 0 {
 		n = 1
 	}
 	if s.SizeBits == 0 {
-		s.SizeBits = k.limits.KeySizeBits
+		s.SizeBits = t.limits.KeySizeBits
 	}
 	switch {
 	case len(s.Targets) == 0:
 		return s, n, badRequest("no slave SAE is named")
-	case len(s.Targets) > k.limits.MaxTargets+1:
-		return s, n, badRequest("more than %d additional slave SAEs", k.limits.MaxTargets)
+	case len(s.Targets) > t.limits.MaxTargets+1:
+		return s, n, badRequest("more than %d additional slave SAEs", t.limits.MaxTargets)
 	case len(req.Mandatory) > 0:
 		return s, n, etsi014.ErrMandatory
-	case n < 0 || n > k.limits.MaxKeys:
-		return s, n, badRequest("number is not between 1 and %d", k.limits.MaxKeys)
+	case n < 0 || n > t.limits.MaxKeys:
+		return s, n, badRequest("number is not between 1 and %d", t.limits.MaxKeys)
 	case s.SizeBits < 0 || s.SizeBits%8 != 0:
 		return s, n, etsi014.ErrSize
-	case s.SizeBits < k.limits.MinKeySizeBits || s.SizeBits > k.limits.MaxKeySizeBits:
-		return s, n, badRequest("size is not between %d and %d bits", k.limits.MinKeySizeBits,
-			k.limits.MaxKeySizeBits)
+	case s.SizeBits < t.limits.MinKeySizeBits || s.SizeBits > t.limits.MaxKeySizeBits:
+		return s, n, badRequest("size is not between %d and %d bits", t.limits.MinKeySizeBits,
+			t.limits.MaxKeySizeBits)
 	}
-	for i, t := range s.Targets {
-		if err := k.pair(who, t); err != nil {
+	for i, target := range s.Targets {
+		if err := t.pair(who, target); err != nil {
 			return s, n, err
 		}
-		if slices.Contains(s.Targets[:i], t) {
+		if slices.Contains(s.Targets[:i], target) {
 			return s, n, badRequest("a slave SAE is named twice")
 		}
 	}
-	return s, n, nil
+	return s, n, t.apart(s.Targets)
+}
+
+// apart checks that some target is served elsewhere: what a link yields is for
+// two sites, and two SAEs of this KME share no link.
+func (t *terms) apart(targets []etsi014.SAEID) error {
+	if slices.ContainsFunc(targets, func(s etsi014.SAEID) bool { return t.saes[s] != t.self }) {
+		return nil
+	}
+	return badRequest("keys between two SAEs of the same KME are not supported")
 }
 
 // refuse counts a turned-away request. A shortage is no refusal.

@@ -31,6 +31,7 @@ type shelf struct {
 	mu    sync.Mutex
 	held  map[etsi014.KeyID]*heldKey
 	order []*heldKey // oldest first
+	over  bool       // nothing is held any more
 }
 
 type heldKey struct {
@@ -40,10 +41,17 @@ type heldKey struct {
 	bits      secret.Bytes
 }
 
-func newShelves(allowances map[etsi014.SAEID]Allowance) map[etsi014.SAEID]*shelf {
+// reshelve makes the shelves of SAEs with a window, and keeps the old ones
+// whose window is the same.
+func reshelve(old map[etsi014.SAEID]*shelf, allowances map[etsi014.SAEID]Allowance,
+) map[etsi014.SAEID]*shelf {
 	shelves := map[etsi014.SAEID]*shelf{}
 	for sae, a := range allowances {
-		if a.Reread > 0 {
+		switch s := old[sae]; {
+		case a.Reread == 0:
+		case s != nil && s.window == a.Reread:
+			shelves[sae] = s
+		default:
 			shelves[sae] = &shelf{window: a.Reread, turn: make(chan struct{}, 1),
 				held: map[etsi014.KeyID]*heldKey{}}
 		}
@@ -53,9 +61,9 @@ func newShelves(allowances map[etsi014.SAEID]Allowance) map[etsi014.SAEID]*shelf
 
 // fetch takes keys from the pool, or once more what the same certificate took
 // within its window. The caller clears them.
-func (k *KME) fetch(ctx context.Context, who etsi014.Caller, req etsi014.IDRequest) (
+func (k *KME) fetch(ctx context.Context, t *terms, who etsi014.Caller, req etsi014.IDRequest) (
 	[]etsi014.Key, error) {
-	s := k.shelves[who.SAE]
+	s := t.shelves[who.SAE]
 	if s == nil || who.Cert == [32]byte{} {
 		return k.pool.Fetch(ctx, req.Initiator, who.SAE, req.IDs)
 	}
@@ -123,6 +131,12 @@ func (s *shelf) hold(cert [32]byte, initiator etsi014.SAEID, keys []etsi014.Key)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.over {
+		for _, h := range batch {
+			h.bits.Clear()
+		}
+		return
+	}
 	for _, h := range batch {
 		s.held[h.id] = h
 	}
@@ -155,11 +169,17 @@ func (s *shelf) wipe(n int) {
 	s.order = append([]*heldKey(nil), s.order[n:]...)
 }
 
+// close wipes what is held, and holds nothing from now on.
+func (s *shelf) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over = true
+	s.wipe(len(s.order))
+}
+
 // Forget wipes what is held for re-read windows, at the end of the KME.
 func (k *KME) Forget() {
-	for _, s := range k.shelves {
-		s.mu.Lock()
-		s.wipe(len(s.order))
-		s.mu.Unlock()
+	for _, s := range k.terms.Load().shelves {
+		s.close()
 	}
 }

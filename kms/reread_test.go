@@ -160,7 +160,7 @@ func TestRereadIsWiped(t *testing.T) {
 			if err := fetchIDs(t.Context(), k, "line", 1, 5); err != nil {
 				t.Fatal(err)
 			}
-			s := k.shelves["line"]
+			s := k.terms.Load().shelves["line"]
 			s.mu.Lock()
 			held := s.held[etsi014.KeyID{5}].bits.Expose()
 			s.mu.Unlock()

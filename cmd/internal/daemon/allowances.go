@@ -4,7 +4,21 @@ import (
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/node"
 )
+
+// doorSAEs are the SAEs of all sites.
+func doorSAEs(s *config.Site) (list []node.SAE) {
+	for _, a := range s.SAEs {
+		list = append(list, node.SAE{ID: etsi014.SAEID(a.ID), KME: etsi014.KMEID(a.KME)})
+	}
+	return list
+}
+
+// doorLimits bound requests, and what single SAEs may take.
+func doorLimits(s *config.Site) kms.Limits {
+	return kms.Limits{MaxKeys: s.KME.MaxKeys, Allowances: allowances(s)}
+}
 
 // allowances puts limits and re-read windows of this site's SAEs into the key manager's words.
 func allowances(s *config.Site) map[etsi014.SAEID]kms.Allowance {

@@ -4,9 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"maps"
 	"net/http"
 	"os"
 	"os/signal"
@@ -28,7 +26,11 @@ type keyDoor struct {
 	profiles atomic.Pointer[map[etsi014.SAEID]etsi014.Profile]
 	calls    callCounter
 	site     *config.Site // as the key manager began with it
+	loaded   *config.Site // as it is served; changed by follow alone
 	log      *slog.Logger
+	// behind makes the key manager behind the door take over the SAEs and
+	// limits of a site file.
+	behind func(context.Context, *config.Site) error
 }
 
 // openDoor reads what the site file names for the door.
@@ -40,7 +42,8 @@ func openDoor(s *config.Site, log *slog.Logger) (*keyDoor, error) {
 	if err := twoRoots(s.KME); err != nil {
 		return nil, err
 	}
-	d := &keyDoor{live: live, site: s, log: log}
+	d := &keyDoor{live: live, site: s, loaded: s, log: log,
+		behind: func(context.Context, *config.Site) error { return nil }}
 	d.profiles.Store(doorProfiles(s))
 	return d, nil
 }
@@ -93,72 +96,53 @@ func (d *keyDoor) held() int {
 }
 
 // load takes over what may change of a site file while the door serves, all of
-// it or nothing: certificates, roots, lists, and the SAEs' identities and
-// profiles.
-func (d *keyDoor) load(s *config.Site) error {
+// it or nothing: certificates, roots, lists, and the SAEs with their
+// identities, profiles and limits. The key manager knows a new SAE before the
+// door lets it in; one that left is denied at once, and its connections end.
+func (d *keyDoor) load(ctx context.Context, s *config.Site) error {
 	if s.KME == nil {
 		return ErrNoKME
 	}
 	if err := twoRoots(s.KME); err != nil {
 		return err
 	}
-	if err := d.live.Reload(doorIdentity(s)); err != nil {
+	if err := d.behind(ctx, s); err != nil {
 		return err
 	}
+	if err := d.live.Reload(doorIdentity(s)); err != nil {
+		return errors.Join(err, d.behind(ctx, d.loaded))
+	}
 	d.profiles.Store(doorProfiles(s))
+	d.loaded = s
 	return nil
 }
 
 // reload loads the site file again, and says what of it must wait for the next
 // start.
-func (d *keyDoor) reload(file string) {
+func (d *keyDoor) reload(ctx context.Context, file string) {
 	s, err := config.Load(file)
 	if err == nil {
-		err = d.load(s)
+		err = d.load(ctx, s)
 	}
 	if err != nil {
 		d.log.Warn("site file not loaded, the door stays as it was", "err", err)
 		return
 	}
 	d.log.Info("site file loaded", "saes", len(*d.profiles.Load()))
-	if err := later(d.site, s); err != nil {
-		d.log.Warn("a change takes effect at the next start", "reason", err)
+	if !reflect.DeepEqual(fixed(d.site), fixed(s)) {
+		d.log.Warn("a change takes effect at the next start", "reason", errNewParts)
 	}
 }
 
-// Changes that need a new start of the key manager.
-var (
-	errNewSAE   = errors.New("a new SAE")
-	errNewLimit = errors.New("limits or re-read windows of SAEs")
-	errNewParts = errors.New("listeners, peers, links or files of the store")
-)
-
-// later says what of a new site file the door alone cannot take over.
-func later(old, s *config.Site) error {
-	var faults []error
-	known := make(map[string]string)
-	for _, a := range old.SAEs {
-		known[a.ID] = a.KME
-	}
-	for _, a := range s.SAEs {
-		if known[a.ID] != a.KME {
-			faults = append(faults, fmt.Errorf("%w: %s", errNewSAE, a.ID))
-		}
-	}
-	if !maps.Equal(allowances(old), allowances(s)) {
-		faults = append(faults, errNewLimit)
-	}
-	if !reflect.DeepEqual(fixed(old), fixed(s)) {
-		faults = append(faults, errNewParts)
-	}
-	return errors.Join(faults...)
-}
+// errNewParts is a change that needs a new start of the key manager.
+var errNewParts = errors.New("listeners, peers, links or files of the store")
 
 // fixed is what of a site file a running key manager keeps.
 func fixed(s *config.Site) config.Site {
 	k := *s.KME
 	k.Certificate, k.Key, k.SecondCertificate, k.SecondKey = "", "", "", ""
 	k.ClientCA, k.ClientCRL, k.ClientDeny = "", "", ""
+	k.MaxKeys = 0
 	return config.Site{Lab: s.Lab, State: s.State, KME: &k, Peers: s.Peers, Links: s.Links}
 }
 
@@ -202,7 +186,7 @@ func (d *keyDoor) follow(ctx context.Context, file string) {
 			}
 			done = seen
 		}
-		d.reload(file)
+		d.reload(ctx, file)
 	}
 }
 

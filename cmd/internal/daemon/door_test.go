@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
@@ -250,6 +251,8 @@ func TestDoorFollowsItsSite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var behind *config.Site // what the key manager took over last
+	d.behind = func(_ context.Context, s *config.Site) error { behind = s; return nil }
 	change := func(f func(*config.Site)) {
 		text := siteFile(t, a.Site)
 		s, err := config.Parse("site.yaml", text)
@@ -275,9 +278,8 @@ func TestDoorFollowsItsSite(t *testing.T) {
 		{"new SAE", func(s *config.Site) {
 			s.SAEs = append(s.SAEs, config.SAE{ID: "osaka", KME: "kme-tokyo",
 				Identity: config.Identity{CN: "osaka"}})
-		}, []string{"takes effect at the next start", "a new SAE: osaka"}, 3},
-		{"limits", func(s *config.Site) { s.SAEs[0].Limits.Reserve = 10 },
-			[]string{"takes effect at the next start", "limits or re-read windows"}, 2},
+		}, nil, 3},
+		{"limits", func(s *config.Site) { s.SAEs[0].Limits.Reserve, s.KME.MaxKeys = 10, 16 }, nil, 2},
 		{"address", func(s *config.Site) { s.KME.Listen = "127.0.0.1:9" },
 			[]string{"takes effect at the next start", "listeners, peers"}, 2},
 		{"no kme", func(s *config.Site) { *s = config.Site{Version: 1, Site: "x", State: "/x"} },
@@ -287,7 +289,7 @@ func TestDoorFollowsItsSite(t *testing.T) {
 		log.b.Reset()
 		log.mu.Unlock()
 		change(tt.change)
-		d.reload(file)
+		d.reload(t.Context(), file)
 		for _, want := range tt.told {
 			if log.count(want) == 0 {
 				t.Errorf("%s: the log lacks %q: %s", tt.name, want, log.b.String())
@@ -298,6 +300,9 @@ func TestDoorFollowsItsSite(t *testing.T) {
 		}
 		if n := d.live.Stats().Rules; n != tt.rules {
 			t.Errorf("%s: the door knows %d SAEs, want %d", tt.name, n, tt.rules)
+		}
+		if behind != nil && behind != d.loaded {
+			t.Errorf("%s: the key manager has other SAEs than the door", tt.name)
 		}
 		if got := d.profile("sae-tokyo").Name; (got == "arnika") != (tt.name == "profile") {
 			t.Errorf("%s: profile %s", tt.name, got)

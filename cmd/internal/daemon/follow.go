@@ -106,8 +106,8 @@ func lineSum(s *config.Site, id string) [32]byte {
 	return [32]byte{}
 }
 
-// FollowKME runs the key manager until ctx ends. When peers, links or SAEs of
-// the site file change, or its certificate towards peers is renewed, it ends
+// FollowKME runs the key manager until ctx ends. When peers or links of the
+// site file change, or its certificate towards peers is renewed, it ends
 // gracefully, so that requests in flight get their keys, and begins anew with
 // the new file: a site that was cut off is out, and its stock is void.
 func FollowKME(ctx context.Context, env Env, file string) error {
@@ -132,18 +132,12 @@ func kmeSum(s *config.Site) [32]byte {
 	if s.KME == nil {
 		return [32]byte{}
 	}
-	type sae struct{ ID, KME string }
-	var saes []sae
-	for _, a := range s.SAEs {
-		saes = append(saes, sae{a.ID, a.KME})
-	}
 	return sum(struct {
 		ID, Listen, PeerListen, RootKey, State string
 		Lab                                    bool
 		Peers                                  []config.Peer
 		Links                                  []config.Link
-		SAEs                                   []sae
-	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, s.Links, saes},
+	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, s.Links},
 		s.KME.PeerCertificate, s.KME.PeerCA)
 }
 

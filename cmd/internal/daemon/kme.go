@@ -92,6 +92,9 @@ func (m *keyManager) open(env Env, stack *closers) error {
 			env.Log.Error("key manager's store did not close", "err", err)
 		}
 	})
+	m.door.behind = func(ctx context.Context, s *config.Site) error {
+		return m.node.Reload(ctx, doorSAEs(s), doorLimits(s))
+	}
 	if m.server, err = m.door.server(m.node.KME()); err != nil {
 		return err
 	}
@@ -152,13 +155,10 @@ func nodeConfig(env Env, stack *closers) (node.Config, error) {
 		KME: etsi014.KMEID(k.ID), Dir: filepath.Join(s.State, "kme"), RootKey: k.RootKey,
 		Lab: s.Lab, Listen: k.PeerListen, Logger: env.Log,
 		TLS:    node.TLSFiles{Cert: k.PeerCertificate, Key: k.PeerKey, CA: k.PeerCA},
-		Limits: kms.Limits{MaxKeys: k.MaxKeys, Allowances: allowances(s)},
+		Limits: doorLimits(s), SAEs: doorSAEs(s),
 	}
 	for _, p := range s.Peers {
 		cfg.Peers = append(cfg.Peers, node.Peer{ID: etsi014.KMEID(p.KME), Addr: p.Address})
-	}
-	for _, a := range s.SAEs {
-		cfg.SAEs = append(cfg.SAEs, node.SAE{ID: etsi014.SAEID(a.ID), KME: etsi014.KMEID(a.KME)})
 	}
 	for _, l := range s.Links {
 		d, err := openDriver(l.Driver, env.Log.With("link", l.ID))
