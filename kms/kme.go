@@ -161,9 +161,6 @@ func (k *KME) Status(ctx context.Context, who etsi014.Caller, peer etsi014.SAEID
 	if err == nil {
 		err = t.pair(who.SAE, peer)
 	}
-	if err == nil {
-		err = t.apart([]etsi014.SAEID{peer})
-	}
 	if err != nil {
 		return etsi014.Status{}, k.refuse(who.SAE, err)
 	}
@@ -279,16 +276,7 @@ func (t *terms) shape(who etsi014.SAEID, req etsi014.KeyRequest) (Shape, int, er
 			return s, n, badRequest("a slave SAE is named twice")
 		}
 	}
-	return s, n, t.apart(s.Targets)
-}
-
-// apart checks that some target is served elsewhere: what a link yields is for
-// two sites, and two SAEs of this KME share no link.
-func (t *terms) apart(targets []etsi014.SAEID) error {
-	if slices.ContainsFunc(targets, func(s etsi014.SAEID) bool { return t.saes[s] != t.self }) {
-		return nil
-	}
-	return badRequest("keys between two SAEs of the same KME are not supported")
+	return s, n, nil
 }
 
 // refuse counts a turned-away request. A shortage is no refusal.
