@@ -98,13 +98,15 @@ const (
 	OpNote                   // audit only: Reason, and SAE or Peer it is about
 )
 
-// Reasons of an OpNote about the KME itself; Count is 1. Those about callers
+// Reasons of an OpNote about the KME itself; Count is 1 unless said. Those about callers
 // are "refused: " and why, with the caller's SAE and a count.
 const (
-	NoteUnsealed    = "unsealed"              // the root key opened the epoch keys
-	NoteSealed      = "sealed"                // keys were dropped from memory by command
-	NoteRootRotated = "root key rotated"      // epoch keys are under another root key
-	NoteConfig      = "configuration changed" // what changed follows after ": "
+	NoteUnsealed     = "unsealed"              // the root key opened the epoch keys
+	NoteSealed       = "sealed"                // keys were dropped from memory by command
+	NoteRootAdmitted = "root key admitted"     // another root key opens the epoch keys too
+	NoteRefusedSeal  = "unseal refused"        // Count: tries with a wrong passphrase
+	NoteRootRotated  = "root key rotated"      // epoch keys are under another root key
+	NoteConfig       = "configuration changed" // what changed follows after ": "
 )
 
 // RoleInitiator is the role of the SAE that drew; a role k >= 0 is that of

@@ -67,7 +67,7 @@ type Ring struct {
 // that a crash cut short is destroyed. Without a file a fresh KME gets one.
 // While the root key changes (see [Ring.Admit]) both root keys open it, and
 // [Ring.Crossed] tells that it was the new one. The root key stays the
-// caller's. Nothing is changed when it does not fit. Errors: kms.ErrRootKey,
+// caller's. Nothing is destroyed when it does not fit. Errors: kms.ErrRootKey,
 // kms.ErrCorrupt, secret.ErrNotLocked, or the file system's.
 func Open(path string, root secret.Bytes, epoch uint64, fresh bool) (*Ring, error) {
 	r := &Ring{path: path, open: openFile, epochs: map[uint64]secret.Bytes{},
@@ -153,7 +153,7 @@ func (r *Ring) unwrap(s slots) (err error) {
 		return fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
 	case len(r.epochs) == 0:
 		return fmt.Errorf("%w; give the root key that this KME was set up with, or that it was "+
-			"changed to; nothing was changed", kms.ErrRootKey)
+			"changed to; the stock is as it was", kms.ErrRootKey)
 	}
 	return fmt.Errorf("%w: the store is of epoch %d, the keys are of epoch %d: one of the two "+
 		"files is an older copy; what was stored cannot be read any more", kms.ErrCorrupt,

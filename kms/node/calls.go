@@ -10,6 +10,7 @@ import (
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/kms/peer"
+	"github.com/quietline/quietline/secret"
 )
 
 // request is one input, or a question to the machine.
@@ -71,6 +72,9 @@ func (o *owner) call(ctx context.Context, ticket uint64, in peer.Input) (reply, 
 func (o *owner) health() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.state == nil {
+		return o.unerased
+	}
 	return o.state
 }
 
@@ -80,6 +84,9 @@ func (o *owner) down() error {
 
 // Draw implements kms.Pool.
 func (o *owner) Draw(ctx context.Context, s kms.Shape, n int) ([]etsi014.Key, error) {
+	if err := o.mayDeliver(); err != nil {
+		return nil, err
+	}
 	t := o.ticket.Add(1)
 	r, err := o.call(ctx, t, peer.Draw{Ticket: t, Initiator: s.Initiator, Targets: s.Targets,
 		Number: n, SizeBits: s.SizeBits})
@@ -91,6 +98,9 @@ func (o *owner) Draw(ctx context.Context, s kms.Shape, n int) ([]etsi014.Key, er
 // Fetch implements kms.Pool.
 func (o *owner) Fetch(ctx context.Context, initiator, target etsi014.SAEID,
 	ids []etsi014.KeyID) ([]etsi014.Key, error) {
+	if err := o.mayDeliver(); err != nil {
+		return nil, err
+	}
 	t := o.ticket.Add(1)
 	r, err := o.call(ctx, t, peer.Fetch{Ticket: t, Target: target, Initiator: initiator, IDs: ids})
 	keys, err := o.unseal(r, err)
@@ -112,8 +122,17 @@ func (o *owner) unseal(r reply, err error) ([]etsi014.Key, error) {
 		return nil, err
 	}
 	c := etsi014.Container{Keys: make([]etsi014.Key, 0, len(r.keys))}
+	var open *keyring.Opened
+	defer func() { open.Close() }()
 	for i, k := range r.keys {
-		bits, err := r.openers[i].Key(k.First, k.Slots, k.SizeBits)
+		if i == 0 || r.openers[i] != r.openers[i-1] {
+			open.Close()
+			open, err = r.openers[i].Open()
+		}
+		var bits secret.Bytes
+		if err == nil {
+			bits, err = open.Key(k.First, k.Slots, k.SizeBits)
+		}
 		if err != nil {
 			c.Clear()
 			o.put(context.Background(), peer.Spoiled{Segment: k.Segment})

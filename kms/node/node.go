@@ -37,6 +37,7 @@ import (
 	"github.com/quietline/quietline/kms/boltstore"
 	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/kms/peer"
+	"github.com/quietline/quietline/secret"
 )
 
 // StoreFile is the name of the store (see boltstore) in the state folder.
@@ -72,13 +73,16 @@ type Config struct {
 	KME     etsi014.KMEID
 	Dir     string // state folder; made with mode 0700
 	RootKey string // file of 32 bytes with mode 0600; see keyring.NewRootKey
-	Lab     bool   // take blocks of simulated links
-	Listen  string // address for peers that dial us; empty = none does
-	TLS     TLSFiles
-	Peers   []Peer
-	Links   []Link
-	SAEs    []SAE // of all sites
-	Limits  kms.Limits
+	// Root is the root key itself, instead of RootKey. It stays the caller's
+	// and is not needed after Open.
+	Root   secret.Bytes
+	Lab    bool   // take blocks of simulated links
+	Listen string // address for peers that dial us; empty = none does
+	TLS    TLSFiles
+	Peers  []Peer
+	Links  []Link
+	SAEs   []SAE // of all sites
+	Limits kms.Limits
 	// Retention is how long a drawn key waits for its target; 0 = 600 s.
 	Retention time.Duration
 	// MaxSegments bounds the stock of a link, in blocks; 0 = 65,536.
@@ -225,11 +229,13 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 	if snap.KME, err = n.store.Lease(ctx, "", 0); err != nil {
 		return nil, fmt.Errorf("open KME: %w", err)
 	}
-	root, err := keyring.ReadRootKey(n.cfg.RootKey)
-	if err != nil {
-		return nil, err
+	root := n.cfg.Root
+	if root.Len() == 0 {
+		if root, err = keyring.ReadRootKey(n.cfg.RootKey); err != nil {
+			return nil, err
+		}
+		defer root.Clear()
 	}
-	defer root.Clear()
 	ring, err := keyring.Open(filepath.Join(n.cfg.Dir, epochFile), root, snap.KME.Epoch,
 		snap.KME.Incarnation == 0)
 	if err != nil {

@@ -56,9 +56,12 @@ type owner struct {
 	claims  int                           // keys answered since the last turn
 
 	turnEvery time.Duration
+	turned    time.Time // when the last turn was whole
+	overdue   bool      // the alarm about missed turns was raised
 
 	mu       sync.Mutex // guards the rest
 	state    error      // why nothing is served; nil while run runs
+	unerased error      // why nothing is delivered though it runs; see missed
 	refusals map[refusal]uint64
 	alarms   []string
 	last     kms.Stats // after the end
@@ -75,7 +78,7 @@ func newOwner(m *peer.Machine, s kms.Store, fence kms.Fence, ring *keyring.Ring,
 		machine: m, store: s, fence: fence, ring: ring, log: log, began: time.Now(),
 		in: make(chan request, batchMost), done: make(chan struct{}),
 		replies: map[uint64]chan<- reply{}, openers: map[kms.SegmentID]*keyring.Opener{},
-		wrapped: map[kms.SegmentID]kms.Wrapped{}, turnEvery: turnEvery,
+		wrapped: map[kms.SegmentID]kms.Wrapped{}, turnEvery: turnEvery, turned: time.Now(),
 		refusals: map[refusal]uint64{}, state: errNotRunning,
 	}
 }

@@ -37,7 +37,8 @@ func (o *owner) wrapKeys(out *peer.Output, epoch uint64) (err error) {
 // turn moves to the next epoch (rule 11): its key is written, then one commit
 // names it with every key wrapped under it, then the key before is destroyed.
 // It shares its commit with nothing else, so that what it loads is what
-// stands.
+// stands. A turn that the epoch file does not let happen is missed, and tried
+// again; an error stops the KME.
 func (o *owner) turn(ctx context.Context) error {
 	if len(o.own) > 0 {
 		at := o.own
@@ -46,7 +47,8 @@ func (o *owner) turn(ctx context.Context) error {
 	}
 	next, err := o.ring.Next()
 	if err != nil {
-		return err
+		o.missed(err)
+		return nil
 	}
 	out := o.machine.Step(max(time.Since(o.began), 1), peer.Turn{Epoch: next})
 	if err := o.wrapKeys(&out, next); err != nil {
@@ -63,8 +65,11 @@ func (o *owner) turn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	crossed := o.ring.Crossed()
 	if err := o.ring.Finish(next); err != nil {
-		return err
+		o.missed(err)
+	} else {
+		o.erased(crossed)
 	}
 	o.own = append(o.own, peer.Durable{Position: pos})
 	o.release(ctx, out, replies)
