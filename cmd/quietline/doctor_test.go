@@ -193,12 +193,29 @@ func plainPort(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// TestDoctorTLSBare: without files of one's own the rest is looked at, and what
+// could not be is said.
+func TestDoctorTLSBare(t *testing.T) {
+	h := newHall(t)
+	var out, stderr bytes.Buffer
+	if code := run([]string{"doctor", "tls", h.addr}, &out, &stderr); code != exitFailure {
+		t.Errorf("exit %d: %s", code, stderr.String())
+	}
+	for _, want := range []string{"warn own certificate: none was given: not checked are",
+		"warn KME authority: none was given: not checked is", "warn KME certificate: good as far as can be seen",
+		"next: give --cert and --key", "next: give --ca"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("lacks %q:\n%s", want, out.String())
+		}
+	}
+}
+
 func TestDoctorWrongUse(t *testing.T) {
 	h := newHall(t)
 	for _, args := range [][]string{
 		{"doctor", "tls"}, {"doctor", "tls", "kme"}, {"doctor", "tls", "kme:"},
-		{"doctor", "tls", h.addr}, {"doctor", "tls", h.addr, h.addr},
-		{"doctor", "tls", h.addr, "--cert", os.DevNull, "--key", os.DevNull},
+		{"doctor", "tls", h.addr, h.addr}, {"doctor", "tls", h.addr, "--cert", os.DevNull},
+		{"doctor", "tls", h.addr, "--key", os.DevNull}, {"doctor", "nobody"},
 	} {
 		var out, stderr bytes.Buffer
 		code := run(args, &out, &stderr)

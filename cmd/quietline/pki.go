@@ -31,8 +31,7 @@ func newPKICommand() *cobra.Command {
 		},
 	}
 	for _, sub := range []func() *cobra.Command{newPKIInit, newPKIIssue, newPKIRenew,
-		newPKIRevoke, newPKIShow, newPKIExport, newPKISecret, newPKIInvite, newPKIJoin,
-		newPKICheck} {
+		newPKIRevoke, newPKIShow, newPKIExport, newPKISecret, newPKIInvite, newPKIJoin} {
 		cmd.AddCommand(sub())
 	}
 	return cmd

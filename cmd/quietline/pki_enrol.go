@@ -41,19 +41,24 @@ func newPKIInvite() *cobra.Command {
 		Short: "Let another site join this one",
 		Long: "invite prints a token for the other site and waits until it has joined. The token\n" +
 			"works once, for a site of that name, for --for. Read the fingerprint to the person\n" +
-			"there over the telephone. After an interruption, the same command goes on.\n\n" +
+			"there over the telephone; invite then asks for the one that the person reads back,\n" +
+			"and tells nothing to a machine with another. After an interruption, the same\n" +
+			"command goes on.\n\n" +
 			"A site that cannot be reached takes files: --offline FILE writes the invitation,\n" +
 			"--reply FILE takes what comes back.",
 		Args: exactly(1, "SITE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			f.terms.Site, f.terms.Offline = args[0], f.offline != "" || f.reply != ""
-			return f.run(cmd.Context(), cmd.OutOrStdout())
+			person := asker{in: bufio.NewReader(cmd.InOrStdin()), out: cmd.OutOrStdout()}
+			return f.run(cmd.Context(), cmd.OutOrStdout(), person.heard)
 		},
 	}
 	siteFlag(cmd, &f.file)
 	fl := cmd.Flags()
 	fl.DurationVar(&f.terms.Life, "for", enrol.DefaultLife, "how long the token works")
 	fl.StringVar(&f.terms.Policy, "policy", "qkd-strict", "`policy` of the line")
+	fl.StringVar(&f.terms.Fingerprint, "fingerprint", "", "of the invited site, if it is known by now; "+
+		"asked for if not given")
 	fl.BoolVar(&f.terms.Again, "again", false, "enrol anew a site that has joined before")
 	fl.StringVar(&f.offline, "offline", "", "write the invitation to this `file` and do not listen")
 	fl.StringVar(&f.reply, "reply", "", "take the reply to --offline from this `file`")
@@ -61,7 +66,27 @@ func newPKIInvite() *cobra.Command {
 	return cmd
 }
 
-func (f *inviteFlags) run(ctx context.Context, w io.Writer) error {
+// heard asks for a fingerprint. The reader stays behind if ctx ends first: the
+// program ends then too.
+func (a *asker) heard(ctx context.Context, site string) (string, error) {
+	type answer struct {
+		text string
+		err  error
+	}
+	got := make(chan answer, 1)
+	go func() {
+		text, err := a.answer("Fingerprint that "+site+" reads out", "--fingerprint")
+		got <- answer{text, err}
+	}()
+	select {
+	case r := <-got:
+		return r.text, r.err
+	case <-ctx.Done():
+		return "", fmt.Errorf("nobody confirmed the fingerprint of %s: %w", site, ctx.Err())
+	}
+}
+
+func (f *inviteFlags) run(ctx context.Context, w io.Writer, ask enrol.Ask) error {
 	h, err := openHome(f.file)
 	if err != nil {
 		return err
@@ -74,16 +99,15 @@ func (f *inviteFlags) run(ctx context.Context, w io.Writer) error {
 	case inv.Done():
 		fmt.Fprintf(w, "%s has joined, with fingerprint %s\n", f.terms.Site, inv.Bound())
 	case f.reply != "":
-		print, err := inv.ReadReply(f.reply, time.Now())
+		print, err := inv.ReadReply(ctx, f.reply, ask)
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "%s has joined, with fingerprint %s; compare it over the telephone\n",
-			f.terms.Site, print)
+		fmt.Fprintf(w, "%s has joined, with fingerprint %s\n", f.terms.Site, print)
 	case f.offline != "":
 		return f.write(w, inv)
 	default:
-		if err := f.wait(ctx, w, inv); err != nil {
+		if err := f.wait(ctx, w, inv, ask); err != nil {
 			return err
 		}
 	}
@@ -106,7 +130,8 @@ func (f *inviteFlags) write(w io.Writer, inv *enrol.Invitation) error {
 }
 
 // wait serves the invitation until the other site has joined.
-func (f *inviteFlags) wait(ctx context.Context, w io.Writer, inv *enrol.Invitation) error {
+func (f *inviteFlags) wait(ctx context.Context, w io.Writer, inv *enrol.Invitation, ask enrol.Ask,
+) error {
 	t := inv.Token()
 	ln, err := net.Listen("tcp", t.Address.String())
 	if err != nil {
@@ -118,14 +143,14 @@ func (f *inviteFlags) wait(ctx context.Context, w io.Writer, inv *enrol.Invitati
 		"It asks for the fingerprint of this site; read it over the telephone:\n  %s\n"+
 		"waiting for %s at %s\n", t.To, t.Expires.Local().Format(time.DateTime), t.To, t.Text(),
 		t.Groups(), t.To, t.Address)
-	err = inv.Serve(ctx, ln, func(s string) { fmt.Fprintln(w, s) })
+	err = inv.Serve(ctx, ln, ask, func(s string) { fmt.Fprintln(w, s) })
 	switch {
 	case errors.Is(err, context.Canceled):
 		return hinted(fmt.Errorf("%s has not joined yet", t.To), "the same command goes on waiting")
 	case err != nil:
 		return err
 	}
-	_, err = fmt.Fprintf(w, "%s has joined; compare its fingerprint over the telephone\n", t.To)
+	_, err = fmt.Fprintf(w, "%s has joined\n", t.To)
 	return err
 }
 
@@ -176,13 +201,13 @@ func newPKIJoin() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := runJoin(cmd.Context(), j, t, offline, reply); err != nil {
+			if err := runJoin(cmd, j, t, offline, reply); err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s has joined %s; tell %s this fingerprint:\n  %s\n",
-				t.To, t.From, t.From, h.Fingerprint())
+			fmt.Fprintf(cmd.OutOrStdout(), "%s has joined %s\n", t.To, t.From)
 			if offline != "" {
-				fmt.Fprintf(cmd.OutOrStdout(), "carry %s back to %s\n", reply, t.From)
+				fmt.Fprintf(cmd.OutOrStdout(), "carry %s back to %s, and read this fingerprint to the "+
+					"person there:\n  %s\n", reply, t.From, h.Fingerprint())
 			}
 			return nextDaemons(cmd.OutOrStdout(), h)
 		},
@@ -196,18 +221,18 @@ func newPKIJoin() *cobra.Command {
 	return cmd
 }
 
-func runJoin(ctx context.Context, j *enrol.Joining, t *enrol.Token, offline, reply string) error {
+func runJoin(cmd *cobra.Command, j *enrol.Joining, t *enrol.Token, offline, reply string) error {
 	switch {
 	case offline != "":
 		return j.RunFiles(offline, reply, time.Now())
 	case !t.Address.IsValid():
 		return usage(errors.New("this token is for a file"), "--offline FILE --reply FILE")
 	}
-	err := j.Run(ctx)
+	err := j.Run(cmd.Context(), func(s string) { fmt.Fprintln(cmd.OutOrStdout(), s) })
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "dial" {
-		return hinted(err, "is quietline pki invite still open at "+t.From+"? does a firewall let "+
-			t.Address.String()+" through?")
+		return hinted(err, "is quietline pki invite still open at "+t.From+"? it closes once a "+
+			"site has joined; does a firewall let "+t.Address.String()+" through?")
 	}
 	return err
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/asn1"
 	"fmt"
 	"strings"
-	"time"
 )
+
+// stampForm tells minutes: a certificate may live for hours.
+const stampForm = "2006-01-02 15:04 UTC"
 
 // describe names a certificate for a person.
 func describe(c *x509.Certificate) string {
@@ -25,8 +27,8 @@ func describe(c *x509.Certificate) string {
 		names = []string{"none"}
 	}
 	return fmt.Sprintf("subject %q, issuer %q, names %s, %v, valid %s to %s", c.Subject, c.Issuer,
-		strings.Join(names, " "), c.PublicKeyAlgorithm, c.NotBefore.UTC().Format(time.DateOnly),
-		c.NotAfter.UTC().Format(time.DateOnly))
+		strings.Join(names, " "), c.PublicKeyAlgorithm, c.NotBefore.UTC().Format(stampForm),
+		c.NotAfter.UTC().Format(stampForm))
 }
 
 // nameOf reads a distinguished name as it stands in a certificate request.

@@ -2,7 +2,9 @@
 // together: which side refused which certificate, and for what.
 //
 // [Examine] is all there is. It connects to a KME as an SAE would, takes the
-// handshake apart, and names for each [Check] what it found and what to do.
+// handshake apart, and names for each [Check] what it found and what to do:
+// all faults that can be seen, not the first. Without a certificate of its own
+// or without the KME's CA it looks at the rest, and says what it could not.
 //
 // A caller must keep in mind that Examine sends one request that costs no key,
 // for a path that no KME has, and that it looks at a server's certificate
@@ -21,11 +23,13 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
-	"github.com/quietline/quietline/etsi014/identity"
+	"github.com/quietline/quietline/secret"
 )
 
 // Verdict is the outcome of a check.
@@ -52,17 +56,19 @@ type Config struct {
 	// ServerName is the name the KME's certificate must carry; empty = the
 	// host of Addr.
 	ServerName string
-	// Files are the SAE's certificate and the CA of the KME's.
-	Files   identity.Config
-	Timeout time.Duration // of the whole examination; 0 = 10 s
+	// Cert and Key are the PEM files of the SAE's certificate, leaf first, and
+	// its key, which may be one file; both empty = none is shown.
+	Cert, Key string
+	CA        string        // PEM file, the CA of the KME's; empty = not known
+	Timeout   time.Duration // of the whole examination; 0 = 10 s
 }
 
 // patient is one examination.
 type patient struct {
 	cfg    Config
 	checks []Check
-	own    tls.Certificate
-	roots  *x509.CertPool
+	own    tls.Certificate             // Leaf is nil without one
+	roots  *x509.CertPool              // nil without the KME's CA
 	shown  []*x509.Certificate         // what the KME showed, as far as it came to that
 	asked  *tls.CertificateRequestInfo // what the KME wants of a client, if it asked
 }
@@ -75,8 +81,8 @@ func (p *patient) note(name string, v Verdict, hint, found string, args ...any) 
 }
 
 // Examine looks at files, connection, both certificates and clocks, in this
-// order, and stops where nothing further can be seen. The last check is the
-// cause if one failed.
+// order, and stops where nothing further can be seen. A name stands in several
+// checks if several faults were found under it.
 func Examine(ctx context.Context, cfg Config) []Check {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 10 * time.Second
@@ -113,28 +119,104 @@ func Examine(ctx context.Context, cfg Config) []Check {
 	return p.checks
 }
 
-// files loads what the SAE has and looks at its own certificate.
+// files loads what the SAE has. Each file that cannot be used is told, and the
+// examination ends.
 func (p *patient) files() bool {
-	live, err := identity.Open(p.cfg.Files)
-	if err != nil {
+	good := true
+	fail := func(err error) {
+		good = false
 		p.note("files", Fail, "correct the file that is named", "%v", err)
-		return false
 	}
-	p.note("files", OK, "", "certificate, key and CA file are well")
-	c := live.Client()
-	p.own, p.roots = c.Certificates[0], c.RootCAs
-	leaf := p.own.Leaf
-	switch left := time.Until(leaf.NotAfter); {
-	case !usable(leaf, x509.ExtKeyUsageClientAuth):
-		p.note("own certificate", Fail, "issue it anew with extended key usage clientAuth",
-			"%s is not for clients", describe(leaf))
-	case left < 14*24*time.Hour:
+	if p.cfg.Cert == "" && p.cfg.Key == "" {
+		p.note("own certificate", Warn, "give --cert and --key to see whether the KME takes it",
+			"none was given: not checked are our certificate at the KME, and the clocks")
+	} else if own, err := loadPair(p.cfg.Cert, p.cfg.Key); err != nil {
+		fail(err)
+	} else {
+		p.own = own
+	}
+	if p.cfg.CA == "" {
+		p.note("KME authority", Warn, "give --ca, the CA of the KME's certificate",
+			"none was given: not checked is who signed the KME's certificate")
+	} else if roots, err := loadRoots(p.cfg.CA); err != nil {
+		fail(err)
+	} else {
+		p.roots = roots
+	}
+	if good && (p.own.Leaf != nil || p.roots != nil) {
+		p.note("files", OK, "", "what was given can be read")
+	}
+	if good && p.own.Leaf != nil {
+		p.ownCertificate(p.own.Leaf)
+	}
+	return good
+}
+
+// loadPair reads a certificate and its key, whatever its dates.
+func loadPair(cert, key string) (tls.Certificate, error) {
+	text, err := secret.ReadFile(key, maxFile)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("load key: %w", err)
+	}
+	defer text.Clear()
+	chain, err := os.ReadFile(cert)
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("load certificate: %w", err)
+	}
+	defer secret.Wipe(chain) // it may be the same file
+	c, err := tls.X509KeyPair(chain, text.Expose())
+	if err != nil {
+		return tls.Certificate{}, fmt.Errorf("load certificate %s with its key %s: %w; name the "+
+			"pair that was made together", cert, key, err)
+	}
+	return c, nil
+}
+
+// maxFile bounds key files, bytes; a chain of four RSA-4096 certificates with
+// its key has 12 KiB.
+const maxFile = 1 << 20
+
+func loadRoots(path string) (*x509.CertPool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("load CA file: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("load CA file %s: no PEM certificate is in it", path)
+	}
+	return roots, nil
+}
+
+// ownCertificate judges what we show.
+func (p *patient) ownCertificate(leaf *x509.Certificate) {
+	now := time.Now()
+	good := true
+	fail := func(hint, format string, args ...any) {
+		good = false
+		p.note("own certificate", Fail, hint, "%s: %s", fmt.Sprintf(format, args...), describe(leaf))
+	}
+	if now.After(leaf.NotAfter) {
+		fail("renew it, or correct this machine's clock", "it expired on %s, here it is %s",
+			leaf.NotAfter.UTC().Format(stampForm), now.UTC().Format(stampForm))
+	}
+	if now.Before(leaf.NotBefore) {
+		fail("correct this machine's clock", "it is not valid before %s, here it is %s",
+			leaf.NotBefore.UTC().Format(stampForm), now.UTC().Format(stampForm))
+	}
+	if !usable(leaf, x509.ExtKeyUsageClientAuth) {
+		fail("issue it anew with extended key usage clientAuth", "it is not for clients")
+	}
+	left := time.Until(leaf.NotAfter)
+	switch {
+	case !good:
+	case left < (leaf.NotAfter.Sub(leaf.NotBefore))/6:
+		// Renewal is due at two thirds of a life: a sixth is half of what is left then.
 		p.note("own certificate", Warn, "renew it", "%s ends in %v", describe(leaf),
 			left.Round(time.Hour))
 	default:
 		p.note("own certificate", OK, "", "%s", describe(leaf))
 	}
-	return true
 }
 
 // shake does the handshake without trusting anybody, then judges.
@@ -151,7 +233,7 @@ func (p *patient) shake(ctx context.Context, raw net.Conn) (*tls.Conn, bool) {
 		},
 		GetClientCertificate: func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			p.asked = r
-			return &p.own, nil
+			return &p.own, nil // empty without one: TLS then shows none
 		},
 	})
 	if err := conn.HandshakeContext(ctx); err != nil {
@@ -173,46 +255,77 @@ func (p *patient) shake(ctx context.Context, raw net.Conn) (*tls.Conn, bool) {
 		p.note("handshake", OK, "", "%s, %v", tls.VersionName(cs.Version), cs.CurveID)
 	}
 	good := p.kmeCertificate(cs.PeerCertificates)
-	return conn, p.authorities() && good
+	return conn, p.authorities() && good && p.own.Leaf != nil
 }
 
-// kmeCertificate judges the KME's chain: date, name, usage, authority.
+// kmeCertificate judges the KME's chain and notes every fault of it: dates,
+// name, usage, authority.
 func (p *patient) kmeCertificate(chain []*x509.Certificate) bool {
 	const name = "KME certificate"
-	leaf, between := chain[0], x509.NewCertPool()
-	for _, c := range chain[1:] {
-		between.AddCert(c)
-	}
-	found := describe(leaf)
-	fail := func(hint, format string, args ...any) bool {
+	leaf, now := chain[0], time.Now()
+	found, good := describe(leaf), true
+	fail := func(hint, format string, args ...any) {
+		good = false
 		p.note(name, Fail, hint, "we refuse it: %s: %s", fmt.Sprintf(format, args...), found)
-		return false
 	}
-	switch now := time.Now(); {
-	case now.After(leaf.NotAfter):
-		return fail("renew it at the KME, or correct this machine's clock", "it ended on %s",
-			leaf.NotAfter.Format(time.RFC3339))
-	case now.Before(leaf.NotBefore):
-		return fail("correct this machine's clock, or the KME's when it was issued",
-			"it begins on %s", leaf.NotBefore.Format(time.RFC3339))
+	if now.After(leaf.NotAfter) {
+		fail("renew it at the KME, or correct this machine's clock", "it ended on %s, here it is %s",
+			leaf.NotAfter.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339))
+	}
+	if now.Before(leaf.NotBefore) {
+		fail("correct this machine's clock, or the KME's when it was issued",
+			"it begins on %s, here it is %s", leaf.NotBefore.UTC().Format(time.RFC3339),
+			now.UTC().Format(time.RFC3339))
 	}
 	if err := leaf.VerifyHostname(p.cfg.ServerName); err != nil {
-		return fail("connect by a name that it carries, or issue it with this one as DNS name or IP",
+		fail("connect by a name that it carries, or issue it with this one as DNS name or IP",
 			"it does not carry the name %s", p.cfg.ServerName)
 	}
 	if !usable(leaf, x509.ExtKeyUsageServerAuth) {
-		return fail("issue it anew with extended key usage serverAuth", "it is not for servers")
+		fail("issue it anew with extended key usage serverAuth", "it is not for servers")
 	}
-	_, err := leaf.Verify(x509.VerifyOptions{Roots: p.roots, Intermediates: between})
-	if err != nil {
-		hint := "put the CA that signed it into our CA file"
-		if len(chain) == 1 && !bytes.Equal(leaf.RawIssuer, leaf.RawSubject) {
-			hint += ", or let the KME send its intermediate certificates"
+	if p.roots != nil {
+		if what, hint := p.path(chain); what != "" {
+			fail(hint, "%s", what)
 		}
-		return fail(hint, "%v", err)
 	}
-	p.note(name, OK, "", "%s", found)
-	return true
+	switch {
+	case good && p.roots == nil:
+		p.note(name, Warn, "give --ca to see who signed it", "good as far as can be seen: %s", found)
+	case good:
+		p.note(name, OK, "", "%s", found)
+	}
+	return good && p.roots != nil
+}
+
+// path tells where the way from a leaf to a root of ours breaks; "" = nowhere.
+// It is built for the time nearest to now at which the leaf is valid: its dates
+// are another fault.
+func (p *patient) path(chain []*x509.Certificate) (what, hint string) {
+	leaf, top := chain[0], chain[0]
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+		if top.CheckSignatureFrom(c) == nil {
+			top = c
+		}
+	}
+	at := time.Now()
+	if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	} else if at.Before(leaf.NotBefore) {
+		at = leaf.NotBefore
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{Roots: p.roots, Intermediates: between, CurrentTime: at,
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err == nil {
+		return "", ""
+	}
+	hint = "put the CA that signed it into our CA file"
+	if !bytes.Equal(top.RawIssuer, top.RawSubject) {
+		hint += ", or let the KME send its intermediate certificate " + strconv.Quote(top.Issuer.String())
+	}
+	return fmt.Sprintf("the way from it to our CA file breaks at the issuer %q: %v", top.Issuer, err), hint
 }
 
 // authorities compares what the KME asks of a client with what we have.
@@ -225,6 +338,14 @@ func (p *patient) authorities() bool {
 	}
 	if len(p.asked.AcceptableCAs) == 0 {
 		p.note(name, OK, "", "the KME does not say which authorities it takes")
+		return true
+	}
+	if p.own.Leaf == nil {
+		var takes []string
+		for _, raw := range p.asked.AcceptableCAs {
+			takes = append(takes, nameOf(raw))
+		}
+		p.note(name, OK, "", "the KME takes certificates of %s", strings.Join(takes, "; "))
 		return true
 	}
 	var names []string
@@ -301,7 +422,9 @@ func (p *patient) explain(err error) (what, hint string) {
 		}
 	}
 	what = fmt.Sprintf("the KME refused: %v", op.Err)
-	if strings.Contains(what, "certificate") {
+	if p.own.Leaf == nil {
+		what += "; we showed no certificate"
+	} else if strings.Contains(what, "certificate") {
 		what += "; ours is " + describe(p.own.Leaf)
 	}
 	for _, known := range []struct{ alert, hint string }{

@@ -32,6 +32,7 @@ type ward struct {
 	server    *tls.Config
 	handler   http.Handler
 	cfg       doctor.Config
+	bare      bool // neither a certificate of its own nor a CA file
 }
 
 func newWard(t *testing.T) *ward {
@@ -67,10 +68,13 @@ func late() time.Time { return time.Now().Add(60 * 24 * time.Hour) }
 func (w *ward) examine(t *testing.T) []doctor.Check {
 	t.Helper()
 	cert, key := etsitest.WriteFiles(t, w.dir, "sae", w.sae)
-	if w.cfg.Files.CA == "" {
-		w.cfg.Files.CA = w.dir + "/ca.crt"
+	if w.cfg.CA == "" {
+		w.cfg.CA = w.dir + "/ca.crt"
 	}
-	w.cfg.Files.Pairs = []identity.Pair{{Cert: cert, Key: key}}
+	w.cfg.Cert, w.cfg.Key = cert, key
+	if w.bare {
+		w.cfg.Cert, w.cfg.Key, w.cfg.CA = "", "", ""
+	}
 	w.server.Certificates = []tls.Certificate{w.door}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -120,16 +124,19 @@ func TestFaults(t *testing.T) {
 		found   string
 		hint    string
 	}{
-		{"no CA file", func(_ *testing.T, w *ward) { w.cfg.Files.CA = w.dir + "/no.crt" },
+		{"no CA file", func(_ *testing.T, w *ward) { w.cfg.CA = w.dir + "/no.crt" },
 			"files", doctor.Fail, "no.crt", "correct the file"},
 		{"own expired", func(t *testing.T, w *ward) {
 			w.sae = w.ca.Issue(t, etsitest.Leaf{URIs: uri, To: time.Now().Add(-hour / 2)})
-		}, "files", doctor.Fail, "expired on", "correct the file"},
+		}, "own certificate", doctor.Fail, "expired on", "renew it"},
+		{"own of tomorrow", func(t *testing.T, w *ward) {
+			w.sae = w.ca.Issue(t, etsitest.Leaf{URIs: uri, From: time.Now().Add(hour), To: late()})
+		}, "own certificate", doctor.Fail, "not valid before", "this machine's clock"},
 		{"own for servers", func(t *testing.T, w *ward) {
 			w.sae = w.ca.Issue(t, etsitest.Leaf{URIs: uri, Server: true})
 		}, "own certificate", doctor.Fail, "urn:quietline:sae:tokyo", "clientAuth"},
 		{"own ends soon", func(t *testing.T, w *ward) {
-			w.sae = w.ca.Issue(t, etsitest.Leaf{URIs: uri})
+			w.sae = w.ca.Issue(t, etsitest.Leaf{URIs: uri, From: time.Now().Add(-80 * hour)})
 		}, "own certificate", doctor.Warn, "ends in", "renew"},
 		{"no port", func(_ *testing.T, w *ward) { w.cfg.Addr = "kme" },
 			"connect", doctor.Fail, "missing port", "host:port"},
@@ -204,6 +211,66 @@ func TestFaults(t *testing.T) {
 			}
 			t.Errorf("no such check: %+v", checks)
 		})
+	}
+}
+
+// TestAllFaults: a certificate with several faults has them told at once, for
+// whoever mends it makes it anew once.
+func TestAllFaults(t *testing.T) {
+	w := newWard(t)
+	w.door = w.other.Issue(t, etsitest.Leaf{CN: "kme", From: time.Now().Add(-2 * time.Hour),
+		To: time.Now().Add(-time.Hour)})
+	var all []string
+	for _, c := range w.examine(t) {
+		if c.Name == "KME certificate" {
+			if c.Verdict != doctor.Fail || c.Hint == "" {
+				t.Errorf("%+v", c)
+			}
+			all = append(all, c.Found)
+		}
+	}
+	text := strings.Join(all, "\n")
+	for _, want := range []string{"ended on", "does not carry the name", "not for servers", "vendor CA"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("lacks %q:\n%s", want, text)
+		}
+	}
+	if len(all) != 4 {
+		t.Errorf("%d faults:\n%s", len(all), text)
+	}
+}
+
+// TestBare: without files of our own the doctor looks at the rest, sends
+// nothing, and says what it did not look at.
+func TestBare(t *testing.T) {
+	for name, seed := range map[string]func(*ward){
+		"well": func(*ward) {},
+		"expired": func(w *ward) {
+			w.door = w.ca.Issue(t, etsitest.Leaf{Server: true, IPs: loopback, From: time.Unix(1e9, 0), To: time.Unix(1.1e9, 0)})
+		},
+		"TLS 1.2": func(w *ward) { w.server.MaxVersion = tls.VersionTLS12 },
+	} {
+		w := newWard(t)
+		w.bare = true
+		seed(w)
+		verdicts, said := map[string]doctor.Verdict{}, ""
+		for _, c := range w.examine(t) {
+			verdicts[c.Name] = c.Verdict
+			said += c.Found + "\n"
+		}
+		for _, check := range []string{"own certificate", "KME authority"} {
+			if verdicts[check] != doctor.Warn {
+				t.Errorf("%s: %s is %q", name, check, verdicts[check])
+			}
+		}
+		want := map[string]doctor.Verdict{"expired": doctor.Fail}[name]
+		if want == "" {
+			want = doctor.Warn // good as far as can be seen
+		}
+		if verdicts["KME certificate"] != want || verdicts["our certificate at the KME"] != "" ||
+			!strings.Contains(said, "not checked") || !strings.Contains(said, "CN=hospital CA") {
+			t.Errorf("%s: %v\n%s", name, verdicts, said)
+		}
 	}
 }
 

@@ -57,6 +57,16 @@ func open(t testing.TB, inv *Invitation) (net.Listener, *Token) {
 	return ln, &tok
 }
 
+// reads is a person who reads out what is right.
+func reads(print string) Ask {
+	return func(context.Context, string) (string, error) { return print, nil }
+}
+
+// nobody fails if a person is asked.
+func nobody(context.Context, string) (string, error) {
+	return "", errors.New("a person was asked")
+}
+
 // log collects what an inviter tells.
 type log struct {
 	mu sync.Mutex
@@ -84,10 +94,10 @@ func enrol(t testing.TB, a, b *Home) (told string, serve, join error) {
 	defer stop()
 	served := make(chan error, 1)
 	var l log
-	go func() { served <- inv.Serve(ctx, ln, l.tell) }()
+	go func() { served <- inv.Serve(ctx, ln, reads(b.Fingerprint()), l.tell) }()
 	j, err := b.Join(tok, tok.Groups())
 	if err == nil {
-		err = j.Run(ctx)
+		err = j.Run(ctx, func(string) {})
 	}
 	if err != nil {
 		stop()
@@ -228,7 +238,7 @@ func TestEnrolByFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	print, err := inv.ReadReply(back, time.Now())
+	print, err := inv.ReadReply(t.Context(), back, reads(b.Fingerprint()))
 	if err != nil || print != b.Fingerprint() {
 		t.Fatalf("%q, %v", print, err)
 	}
@@ -249,7 +259,7 @@ func TestRefusals(t *testing.T) {
 		}, ErrUsed, []string{"the site with fingerprint", "quietline pki revoke --site kochi"}},
 		"token expired": {func(a, b *Home) error {
 			inv := invite(t, a, terms)
-			_, err := inv.accept(nil, time.Now().Add(time.Hour))
+			_, _, err := inv.examine(nil, time.Now().Add(time.Hour))
 			return err
 		}, ErrExpired, []string{"it ended", "this clock says", "quietline pki invite kochi"}},
 		"expired file": {func(a, b *Home) error {
@@ -312,7 +322,7 @@ func TestRefusals(t *testing.T) {
 				return err
 			}
 			card.Signer = a.sign.Public()
-			_, err = inv.accept(card, time.Now())
+			_, _, err = inv.examine(card, time.Now())
 			return err
 		}, bundle.ErrSignature, []string{"signer"}},
 		"real and simulated": {func(a, b *Home) error {
@@ -343,13 +353,13 @@ func online(t *testing.T, inv *Invitation, b *Home, bend func(*Token)) error {
 	bend(tok)
 	ctx, stop := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- inv.Serve(ctx, ln, func(string) {}) }()
+	go func() { served <- inv.Serve(ctx, ln, reads(b.Fingerprint()), func(string) {}) }()
 	defer func() { stop(); <-served }()
 	j, err := b.Join(tok, tok.Groups())
 	if err != nil {
 		return err
 	}
-	return j.Run(ctx)
+	return j.Run(ctx, func(string) {})
 }
 
 // twice lets two sites of one name use a token.
@@ -364,7 +374,11 @@ func twice(t *testing.T, inv *Invitation, first, second *Home) error {
 			return err
 		}
 		for range 2 { // the first may ask again
-			if _, err = inv.accept(card, time.Now()); err != nil && i == 0 {
+			c, print, xerr := inv.examine(card, time.Now())
+			if err = xerr; err == nil {
+				err = errors.Join(inv.settle(c.Site, print, h.Fingerprint(), time.Now()), inv.accept(c))
+			}
+			if err != nil && i == 0 {
 				return fmt.Errorf("the first site: %v", err)
 			}
 		}
@@ -378,7 +392,7 @@ func twice(t *testing.T, inv *Invitation, first, second *Home) error {
 func TestClock(t *testing.T) {
 	g := &guests{inv: invite(t, newHome(t, "tokyo"), terms), tell: func(string) {}}
 	for _, hours := range []time.Duration{-3, 3} {
-		_, err := g.admit(&joinBody{Clock: time.Now().Add(hours * time.Hour).Unix()})
+		_, err := g.admit(t.Context(), nil, &joinBody{Clock: time.Now().Add(hours * time.Hour).Unix()})
 		if !errors.Is(err, ErrClock) || !strings.Contains(err.Error(), "set the wrong one") {
 			t.Errorf("%d hours: %v", hours, err)
 		}

@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
@@ -38,8 +39,13 @@ type Invitation struct {
 }
 
 type invitationState struct {
-	// Bound is the fingerprint of the site that used the token; "" = none yet.
+	// Bound is the fingerprint of the site that used the token and that a
+	// person confirmed; "" = none yet.
 	Bound string `json:"bound"`
+	// Expect is that fingerprint, if it was known beforehand; "" = ask.
+	Expect string `json:"expect,omitempty"`
+	// Refused is the last site that had the token and was turned away.
+	Refused *refusal `json:"refused,omitempty"`
 	// Done: that site confirmed.
 	Done   bool         `json:"done"`
 	Port   uint16       `json:"port"` // UDP, of the line
@@ -54,6 +60,9 @@ type Terms struct {
 	Policy  string        // of the line
 	Offline bool          // by files; else the inviter listens
 	Again   bool          // also if the site has joined before
+	// Fingerprint of the invited site, as a person there read it out; "" = it
+	// is asked for when the site answers.
+	Fingerprint string
 }
 
 // Files of an invitation.
@@ -90,11 +99,17 @@ func (h *Home) Invite(terms Terms, now time.Time) (*Invitation, error) {
 		return inv, nil
 	case err == nil && !inv.state.Done && now.Before(inv.token.Expires) &&
 		inv.token.Address.IsValid() != terms.Offline:
+		if terms.Fingerprint != "" && spoken(terms.Fingerprint) != inv.state.Expect {
+			inv.state.Expect = spoken(terms.Fingerprint)
+			if err := inv.keepState(); err != nil {
+				return fail(err)
+			}
+		}
 		return inv, nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return fail(err)
 	}
-	if err := os.RemoveAll(inv.dir); err != nil { // expired, done, or never whole
+	if err := destroy(inv.dir); err != nil { // expired, done, or never whole
 		return fail(err)
 	}
 	if err := inv.create(terms, now); err != nil {
@@ -125,7 +140,7 @@ func (inv *Invitation) create(terms Terms, now time.Time) error {
 	if err := inv.makeSecrets(); err != nil {
 		return err
 	}
-	inv.state = invitationState{Policy: terms.Policy, Inner: inner()}
+	inv.state = invitationState{Policy: terms.Policy, Inner: inner(), Expect: spoken(terms.Fingerprint)}
 	if inv.state.Port, err = h.freePort(linkName(h.plan.Site, terms.Site)); err != nil {
 		return err
 	}
@@ -136,10 +151,14 @@ func (inv *Invitation) create(terms Terms, now time.Time) error {
 	return writeFile(filepath.Join(inv.dir, tokenFile), []byte(t.Text()))
 }
 
-// makeDoor makes the certificate that this one token pins.
+// makeDoor makes the certificate that this one token pins, under a root that
+// is thrown away: nothing but the pin says whose it is.
 func (inv *Invitation) makeDoor(t *Token, life time.Duration) error {
-	a := inv.home.auth
-	issued, err := a.Root(pki.AdminRoot).Issue(pki.Request{CommonName: "enrolment " + t.Number(),
+	ca, err := pki.NewCA("enrolment "+t.Number(), life)
+	if err != nil {
+		return err
+	}
+	issued, err := ca.Issue(pki.Request{CommonName: "enrolment " + t.Number(),
 		IPs: []netip.Addr{inv.home.plan.Address}, Server: true, Life: life})
 	if err != nil {
 		return err
@@ -283,43 +302,74 @@ func (b *bond) clear() {
 	b.seed.Clear()
 }
 
-// accept takes the joiner's card: the token is bound to it from here on, and
-// the site is configured. Repeated by the same site, it does the same again.
-func (inv *Invitation) accept(s *signedCard, now time.Time) (*Card, error) {
+// Ask lets a person say which fingerprint somebody at a site read out over the
+// telephone. It is called once at a time, and waits for the person or ctx.
+type Ask func(ctx context.Context, site string) (heard string, err error)
+
+// examine verifies a joiner's card and holds it against the token. It returns
+// the fingerprint of the site that signed it.
+func (inv *Invitation) examine(s *signedCard, now time.Time) (c *Card, print string, err error) {
 	if err := inv.token.expired(now); err != nil && inv.state.Bound == "" {
-		return nil, err
+		return nil, "", err
 	}
 	if s == nil {
-		return nil, fmt.Errorf("%w: none came", ErrCard)
+		return nil, "", fmt.Errorf("%w: none came", ErrCard)
 	}
-	c, err := s.open()
-	if err != nil {
-		return nil, err
+	if c, err = s.open(); err != nil {
+		return nil, "", err
 	}
 	if err := inv.home.fit(inv.token, c, joiner, inv.token.To); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	mine, err := inv.card()
-	if err != nil {
-		return nil, err
-	}
-	print := bundle.FingerprintOf(s.Signer)
+	print = bundle.FingerprintOf(s.Signer)
 	if inv.state.Bound != "" && inv.state.Bound != print {
-		return nil, fmt.Errorf("%w: by the site with fingerprint %s, this one has %s; if that was "+
-			"not %s, run at %s: quietline pki revoke --site %s", ErrUsed, inv.state.Bound, print,
-			inv.token.To, inv.token.From, inv.token.To)
+		return nil, "", inv.refuse(c.Site, print, pki.Advise(fmt.Errorf("%w: by the site with fingerprint %s, "+
+			"this one has %s", ErrUsed, inv.state.Bound, print), fmt.Sprintf("if that was not %s, run at "+
+			"%s: quietline pki revoke --site %s", inv.token.To, inv.token.From, inv.token.To)), now)
+	}
+	return c, print, nil
+}
+
+// refuse keeps why a site that has the token is turned away: a person asks
+// later, with [Inspect].
+func (inv *Invitation) refuse(site, print string, why error, now time.Time) error {
+	inv.state.Refused = &refusal{Site: site, Print: print, Reason: why.Error(), At: now.UTC().Truncate(time.Second)}
+	if err := inv.keepState(); err != nil {
+		return errors.Join(why, err)
+	}
+	return why
+}
+
+// settle binds the token to the site with a fingerprint, if a person heard the
+// same one. Nothing was told to that site before, and nothing is written.
+func (inv *Invitation) settle(site, print, heard string, now time.Time) error {
+	if spoken(heard) != spoken(print) {
+		return inv.refuse(site, print, pki.Advise(fmt.Errorf("%w: the machine that answers as %s has %s, the "+
+			"person at %s read %q", ErrFingerprint, site, print, inv.token.From, heard), fmt.Sprintf(
+			"mistyped: repeat pki join; else somebody has the token: at %s, quietline pki revoke --site %s",
+			inv.token.From, site)), now)
 	}
 	inv.state.Bound = print
-	if err := inv.keepState(); err != nil {
-		return nil, err
+	if r := inv.state.Refused; r != nil && r.Print == print { // it was mistyped before
+		inv.state.Refused = nil
+	}
+	return inv.keepState()
+}
+
+// accept configures this site for the one that settle bound. Repeated, it does
+// the same again.
+func (inv *Invitation) accept(c *Card) error {
+	mine, err := inv.card()
+	if err != nil {
+		return err
 	}
 	b, err := inv.secrets()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer b.clear()
 	b.mine, b.theirs = mine, c
-	return c, inv.home.apply(b)
+	return inv.home.apply(b)
 }
 
 // confirm ends the invitation: its secrets are removed.
@@ -329,7 +379,7 @@ func (inv *Invitation) confirm() error {
 		return err
 	}
 	for _, f := range []string{tokenFile, linkFile, seedFile, pairFile} {
-		if err := removeFile(filepath.Join(inv.dir, f)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := destroy(filepath.Join(inv.dir, f)); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel/bundle"
 )
@@ -25,6 +26,8 @@ type joiningState struct {
 	Port       uint16 `json:"port"` // UDP, of the line
 	// Stored: the other site's answer is applied; only to confirm is left.
 	Stored bool `json:"stored"`
+	// Refused is why this site was turned away at last; nil once it is stored.
+	Refused *refusal `json:"refused,omitempty"`
 }
 
 // Join begins, or goes on with, an enrolment. heard is the fingerprint that a
@@ -34,8 +37,8 @@ func (h *Home) Join(t *Token, heard string) (*Joining, error) {
 		return nil, fmt.Errorf("join %s: %w", t.From, err)
 	}
 	if t.To != h.plan.Site {
-		return fail(fmt.Errorf("%w: the token is for %q, this site is %q; ask for a token for "+
-			"this name", ErrName, t.To, h.plan.Site))
+		return fail(pki.Advise(fmt.Errorf("%w: the token is for %q, this site is %q", ErrName, t.To,
+			h.plan.Site), "ask for a token for this name: quietline pki invite "+h.plan.Site))
 	}
 	if t.From == h.plan.Site {
 		return fail(fmt.Errorf("%w: both sites are called %q; one needs another name", ErrName, t.From))
@@ -110,7 +113,7 @@ func (j *Joining) store(a *answer) error {
 	if err := j.home.apply(b); err != nil {
 		return err
 	}
-	j.state.Stored = true
+	j.state.Stored, j.state.Refused = true, nil
 	return j.keep()
 }
 
@@ -124,8 +127,8 @@ func (j *Joining) meet(s *signedCard) (*Card, error) {
 		return nil, err
 	}
 	if got, want := bundle.FingerprintOf(s.Signer), j.token.Groups(); got != want {
-		return nil, fmt.Errorf("%w: %s answers with %s, the token says %s; somebody stands between, "+
-			"or the site was made anew: ask for a new token", ErrFingerprint, c.Site, got, want)
+		return nil, pki.Advise(fmt.Errorf("%w: %s answers with %s, the token says %s", ErrFingerprint,
+			c.Site, got, want), "somebody stands between, or the site was made anew: ask for a new token")
 	}
 	if err := j.home.fit(j.token, c, inviter, j.token.From); err != nil {
 		return nil, err

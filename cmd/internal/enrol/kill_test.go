@@ -67,7 +67,7 @@ func child(what string, args []string) error {
 		if err != nil {
 			return err
 		}
-		return j.Run(ctx)
+		return j.Run(ctx, func(string) {})
 	case "revoke":
 		h, err := OpenHome(args[0])
 		if err != nil {
@@ -101,7 +101,12 @@ func childInvite(ctx context.Context, file, told string) error {
 	if err := os.Rename(told+".new", told); err != nil {
 		return err
 	}
-	return inv.Serve(ctx, ln, func(s string) { fmt.Fprintln(os.Stderr, s) })
+	told = filepath.Join(filepath.Dir(told), "heard") // what kochi's person reads out
+	heard, err := os.ReadFile(told)
+	if err != nil {
+		return err
+	}
+	return inv.Serve(ctx, ln, reads(string(heard)), func(s string) { fmt.Fprintln(os.Stderr, s) })
 }
 
 // run starts a child that is killed after n changes; 0 = never.
@@ -192,6 +197,9 @@ func TestKillJoin(t *testing.T) {
 	for n := 1; ; n += stride() {
 		a, b := newHome(t, "tokyo"), newHome(t, "kochi")
 		told := filepath.Join(t.TempDir(), "told")
+		if err := os.WriteFile(filepath.Join(filepath.Dir(told), "heard"), []byte(b.Fingerprint()), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		inviting := run(t, 0, "invite", a.SiteFile(), told)
 		token(t, told)
 		again := killed(t, run(t, n, "join", b.SiteFile(), told))
@@ -219,6 +227,9 @@ func TestKillInvite(t *testing.T) {
 	for n := 1; ; n += stride() {
 		a, b := newHome(t, "tokyo"), newHome(t, "kochi")
 		told := filepath.Join(t.TempDir(), "told")
+		if err := os.WriteFile(filepath.Join(filepath.Dir(told), "heard"), []byte(b.Fingerprint()), 0o600); err != nil {
+			t.Fatal(err)
+		}
 		if !both(t, n, a, b, told) {
 			trusted(t, a, b)
 			if n < 8 {

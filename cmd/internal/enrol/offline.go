@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"context"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hkdf"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/secret"
 )
 
@@ -46,8 +48,8 @@ func unseal(t *Token, kind string, file []byte, v any) error {
 	}
 	text, err := gcm.Open(nil, nil, block.Bytes, nil)
 	if err != nil {
-		return fmt.Errorf("%w: the file does not open with token %s; take the file and the token of "+
-			"one invitation", ErrSecret, t.Number())
+		return pki.Advise(fmt.Errorf("%w: the file does not open with token %s", ErrSecret, t.Number()),
+			"take the file and the token of one invitation")
 	}
 	defer secret.Wipe(text)
 	if err := strict(text, v); err != nil {
@@ -84,24 +86,44 @@ func (inv *Invitation) WriteFile(path string) error {
 	return writeFile(path, text)
 }
 
-// ReadReply takes the file that came back and ends the invitation. It returns
-// the fingerprint of the site that joined.
-func (inv *Invitation) ReadReply(path string, now time.Time) (string, error) {
-	var s signedCard
-	text, err := readFile(path)
-	if err == nil {
-		err = unseal(inv.token, replyKind, text, &s)
-	}
-	if err == nil {
-		_, err = inv.accept(&s, now)
-	}
-	if err == nil {
-		err = inv.confirm()
-	}
-	if err != nil {
+// ReadReply takes the file that came back and ends the invitation, if the
+// person whom ask asks heard the fingerprint that the reply is signed with. It
+// returns that.
+func (inv *Invitation) ReadReply(ctx context.Context, path string, ask Ask) (string, error) {
+	if err := inv.readReply(ctx, path, ask); err != nil {
 		return "", fmt.Errorf("invite %s: %w", inv.token.To, err)
 	}
 	return inv.state.Bound, nil
+}
+
+func (inv *Invitation) readReply(ctx context.Context, path string, ask Ask) error {
+	var s signedCard
+	text, err := readFile(path)
+	if err != nil {
+		return err
+	}
+	if err := unseal(inv.token, replyKind, text, &s); err != nil {
+		return err
+	}
+	c, print, err := inv.examine(&s, time.Now())
+	if err != nil {
+		return err
+	}
+	if inv.state.Bound != print {
+		heard := inv.state.Expect
+		if heard == "" {
+			if heard, err = ask(ctx, c.Site); err != nil {
+				return err
+			}
+		}
+		if err := inv.settle(c.Site, print, heard, time.Now()); err != nil {
+			return err
+		}
+	}
+	if err := inv.accept(c); err != nil {
+		return err
+	}
+	return inv.confirm()
 }
 
 // RunFiles takes the invitation's file, configures this site, and writes the
@@ -133,6 +155,7 @@ func (j *Joining) RunFiles(invitation, reply string, now time.Time) error {
 		err = writeFile(reply, text)
 	}
 	if err != nil {
+		j.remember(err, now)
 		return fmt.Errorf("join %s: %w", j.token.From, err)
 	}
 	return nil

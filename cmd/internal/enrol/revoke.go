@@ -32,7 +32,7 @@ func (h *Home) Revoke(site string) error {
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return fail(err)
 		}
-		if err := os.RemoveAll(path); err != nil {
+		if err := destroy(path); err != nil {
 			return fail(err)
 		}
 	}

@@ -13,6 +13,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/quietline/quietline/cmd/internal/pki"
 )
 
 // Token is the right to join, once. Whoever holds its text may use it, so it
@@ -129,12 +131,16 @@ func (t *Token) Groups() string {
 // CheckFingerprint holds what a person heard against the token. Spaces,
 // colons and case do not matter.
 func (t *Token) CheckFingerprint(heard string) error {
-	clean := strings.ToLower(strings.NewReplacer(" ", "", ":", "", "-", "").Replace(strings.TrimSpace(heard)))
-	if clean != hex.EncodeToString(t.Fingerprint[:]) {
-		return fmt.Errorf("%w: the token says %s, you were told %q; do not join, and ask %s "+
-			"for a new token over another way", ErrFingerprint, t.Groups(), heard, t.From)
+	if spoken(heard) != hex.EncodeToString(t.Fingerprint[:]) {
+		return pki.Advise(fmt.Errorf("%w: the token says %s, you were told %q", ErrFingerprint,
+			t.Groups(), heard), "do not join, and ask "+t.From+" for a new token over another way")
 	}
 	return nil
+}
+
+// spoken is a fingerprint as people type it, without what does not matter.
+func spoken(heard string) string {
+	return strings.ToLower(strings.NewReplacer(" ", "", ":", "", "-", "").Replace(strings.TrimSpace(heard)))
 }
 
 // expired compares the token's end with a clock.
@@ -142,8 +148,8 @@ func (t *Token) expired(now time.Time) error {
 	if now.Before(t.Expires) {
 		return nil
 	}
-	return fmt.Errorf("%w: it ended %s, this clock says %s; run at %s: quietline pki invite %s",
-		ErrExpired, stamp(t.Expires), stamp(now), t.From, t.To)
+	return pki.Advise(fmt.Errorf("%w: it ended %s, this clock says %s", ErrExpired, stamp(t.Expires),
+		stamp(now)), fmt.Sprintf("run at %s: quietline pki invite %s", t.From, t.To))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -145,47 +146,73 @@ func Import(keyPath, pairPath string, chain, roots []*x509.Certificate, use Use)
 	return p, secret.SyncDir(filepath.Dir(keyPath))
 }
 
-// CheckChain tells the first reason why a chain, leaf first, would be refused:
-// what was compared with what, and what to do. It wraps [ErrChain]. A nil key
-// is not compared.
+// CheckChain tells the first of [ChainFaults].
 func CheckChain(chain, roots []*x509.Certificate, key crypto.PublicKey, use Use, now time.Time,
 ) error {
-	leaf := chain[0]
-	bad := func(next, format string, args ...any) error {
-		return fmt.Errorf("%w: %s: %s; %s", ErrChain, fmt.Sprintf(format, args...), Describe(leaf), next)
+	if faults := ChainFaults(chain, roots, key, use, now); len(faults) > 0 {
+		return faults[0]
 	}
-	var uris []string
-	for _, u := range leaf.URIs {
-		uris = append(uris, u.String())
-	}
-	switch {
-	case leaf.IsCA:
-		return bad("put the leaf first in the file", "the first certificate is a CA's")
-	case key != nil && !samePublic(key, leaf.PublicKey):
-		return bad("have the CA sign the latest request", "it is for the key %.16s…, the request has %.16s…",
-			KeyPrint(leaf.PublicKey), KeyPrint(key))
-	case now.After(leaf.NotAfter):
-		return bad("renew it, or set the clock", "it expired before %s", now.UTC().Format(clock))
-	case now.Before(leaf.NotBefore):
-		return bad("check this machine's clock", "it is not yet valid at %s", now.UTC().Format(clock))
-	case use.URI != "" && !slices.Contains(uris, use.URI):
-		return bad("have the CA copy the names of the request", "the SAN URI %s is missing", use.URI)
-	}
-	for want, usage := range map[x509.ExtKeyUsage]bool{
-		x509.ExtKeyUsageServerAuth: use.Server, x509.ExtKeyUsageClientAuth: use.Client} {
-		if usage && !slices.Contains(leaf.ExtKeyUsage, want) &&
-			!slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny) {
-			name := map[bool]string{true: "serverAuth", false: "clientAuth"}[want == x509.ExtKeyUsageServerAuth]
-			return bad("have the CA set it", "the extended key usage %s is missing", name)
-		}
-	}
-	return checkPath(chain, roots, now, bad)
+	return nil
 }
 
-// checkPath builds the path to a root and tells where it breaks.
+// ChainFaults tells every reason why a chain, leaf first, would be refused:
+// what was compared with what, and what to do. Each is a [Fault] and wraps
+// [ErrChain]. A nil key is not compared; without roots the path is not.
+func ChainFaults(chain, roots []*x509.Certificate, key crypto.PublicKey, use Use, now time.Time,
+) (faults []error) {
+	leaf := chain[0]
+	bad := func(next, format string, args ...any) {
+		faults = append(faults, Advise(fmt.Errorf("%w: %s: %s", ErrChain, fmt.Sprintf(format, args...),
+			Describe(leaf)), next))
+	}
+	if leaf.IsCA {
+		bad("put the leaf first in the file", "the first certificate is a CA's")
+		return faults
+	}
+	if key != nil && !samePublic(key, leaf.PublicKey) {
+		bad("have the CA sign the latest request", "it is for the key %.16s…, the request has %.16s…",
+			KeyPrint(leaf.PublicKey), KeyPrint(key))
+	}
+	switch {
+	case now.After(leaf.NotAfter):
+		bad("renew it, or set the clock", "it expired before %s", now.UTC().Format(clock))
+	case now.Before(leaf.NotBefore):
+		bad("check this machine's clock; if that is right, the certificate was made under a wrong "+
+			"one: quietline pki renew", "it is not yet valid at %s", now.UTC().Format(clock))
+	}
+	if use.URI != "" && !slices.ContainsFunc(leaf.URIs, func(u *url.URL) bool {
+		return u.String() == use.URI
+	}) {
+		bad("have the CA copy the names of the request", "the SAN URI %s is missing", use.URI)
+	}
+	for _, u := range []struct {
+		want  bool
+		usage x509.ExtKeyUsage
+		name  string
+	}{{use.Server, x509.ExtKeyUsageServerAuth, "serverAuth"},
+		{use.Client, x509.ExtKeyUsageClientAuth, "clientAuth"}} {
+		if u.want && !slices.Contains(leaf.ExtKeyUsage, u.usage) &&
+			!slices.Contains(leaf.ExtKeyUsage, x509.ExtKeyUsageAny) {
+			bad("have the CA set it", "the extended key usage %s is missing", u.name)
+		}
+	}
+	if roots != nil {
+		checkPath(chain, roots, now, bad)
+	}
+	return faults
+}
+
+// checkPath builds the path to a root and tells where it breaks. It does so for
+// the time nearest to now at which the leaf is valid: its own dates are
+// another fault.
 func checkPath(chain, roots []*x509.Certificate, now time.Time,
-	bad func(next, format string, args ...any) error,
-) error {
+	bad func(next, format string, args ...any),
+) {
+	if leaf := chain[0]; now.After(leaf.NotAfter) {
+		now = leaf.NotAfter
+	} else if now.Before(leaf.NotBefore) {
+		now = leaf.NotBefore
+	}
 	opts := x509.VerifyOptions{Roots: x509.NewCertPool(), Intermediates: x509.NewCertPool(),
 		CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
 	var subjects []string
@@ -202,15 +229,28 @@ func checkPath(chain, roots []*x509.Certificate, now time.Time,
 	}
 	_, err := chain[0].Verify(opts)
 	if err == nil {
-		return nil
+		return
 	}
-	for _, c := range roots {
-		if bytes.Equal(c.RawSubject, top.RawIssuer) {
-			return bad("name the CA that signed it", "no path to a root: %v; a root has the "+
-				"right name %q and is another one", err, c.Subject)
+	known := append(append([]*x509.Certificate{}, roots...), chain[1:]...)
+	for _, c := range known {
+		if bytes.Equal(c.RawSubject, top.RawIssuer) && top.CheckSignatureFrom(c) == nil {
+			bad("ask who runs the CA what it may sign", "the path to the root %q is not valid: %v",
+				c.Subject, err)
+			return
 		}
 	}
-	return bad("append the intermediate of that name to the chain, or name the right CA",
+	for _, c := range known {
+		if bytes.Equal(c.RawSubject, top.RawIssuer) {
+			bad("name the CA that signed it", "no path to a root: %v; one of the right name %q is there "+
+				"and has another key", err, c.Subject)
+			return
+		}
+	}
+	at := ""
+	if len(top.IssuingCertificateURL) > 0 {
+		at = ", which its issuer keeps at " + strings.Join(top.IssuingCertificateURL, " and ")
+	}
+	bad("append the intermediate of that name to the chain"+at+", or name the right CA",
 		"no path to a root: the issuer %q is neither in the chain nor among the roots %q",
 		top.Issuer, subjects)
 }

@@ -1,6 +1,9 @@
 package pki
 
-import "errors"
+import (
+	"errors"
+	"strings"
+)
 
 // Errors of this package.
 var (
@@ -23,3 +26,29 @@ var (
 	// ErrPassword: a PKCS#12 file needs a password.
 	ErrPassword = errors.New("password is not usable")
 )
+
+// Fault is an error that knows what a person does about it; its text ends with
+// that.
+type Fault struct {
+	Err  error
+	Next string // a command, or what to ask of whom
+}
+
+// Advise adds to an error what to do about it.
+func Advise(err error, next string) error { return &Fault{err, next} }
+
+// Error implements error.
+func (f *Fault) Error() string { return f.Err.Error() + "; " + f.Next }
+
+// Unwrap gives the error without the advice.
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Split parts the text of an error from what to do about it, which is empty if
+// the error does not know.
+func Split(err error) (found, next string) {
+	f := new(Fault)
+	if !errors.As(err, &f) {
+		return err.Error(), ""
+	}
+	return strings.TrimSuffix(err.Error(), "; "+f.Next), f.Next
+}

@@ -46,6 +46,18 @@ type process struct {
 	mu    sync.Mutex
 	out   bytes.Buffer
 	ended chan struct{}
+	in    io.Writer // what a person types meanwhile; nil if all was typed before
+}
+
+// typed stands for an input that a person types later.
+const typed = "typed later"
+
+// types is a person at the keyboard.
+func (p *process) types(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(p.in, text+"\n"); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (p *process) Write(b []byte) (int, error) {
@@ -70,7 +82,15 @@ func (s *site) start(line, stdin string) *process {
 	s.commands = append(s.commands, line)
 	p := &process{cmd: exec.Command(s.bin, args[1:]...), ended: make(chan struct{})}
 	p.cmd.Dir, p.cmd.Stdout, p.cmd.Stderr = s.dir, p, p
-	p.cmd.Stdin = strings.NewReader(stdin)
+	if stdin == typed {
+		in, err := p.cmd.StdinPipe()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		p.in = in
+	} else {
+		p.cmd.Stdin = strings.NewReader(stdin)
+	}
 	if err := s.ns.Start(p.cmd); err != nil {
 		s.t.Fatal(err)
 	}
@@ -202,16 +222,24 @@ func enrol(t *testing.T, a, b *site) (atA, atB string) {
 	told := a.finish("quietline init --site tokyo --address 192.0.2.1 --device simulated", "")
 	b.finish("quietline init", "kochi\n192.0.2.2\nsimulated\n")
 	line := strings.Replace(printed(t, told, "quietline pki invite"), "OTHER-SITE", "kochi", 1)
-	inviting := a.start(line, "")
+	inviting := a.start(line, typed)
 	heard := await(t, inviting, fingerprint) // the person at Tokyo reads it out
 	await(t, inviting, regexp.MustCompile(`(?m)^(waiting for kochi)`))
-	atB = b.finish(printed(t, inviting.said(), "quietline pki join"), heard+"\n")
-	select {
-	case <-inviting.ended:
-	case <-time.After(20 * time.Second):
-		t.Fatalf("the invitation does not end\n%s", inviting.said())
+	joining := b.start(printed(t, inviting.said(), "quietline pki join"), heard+"\n")
+	back := await(t, joining, fingerprint) // the person at Kochi reads back
+	await(t, inviting, regexp.MustCompile(`(Fingerprint that kochi reads out)`))
+	inviting.types(t, back)
+	for _, p := range []*process{inviting, joining} {
+		select {
+		case <-p.ended:
+		case <-time.After(20 * time.Second):
+			t.Fatalf("it does not end\n%s", p.said())
+		}
+		if !p.cmd.ProcessState.Success() {
+			t.Fatalf("%v: %v\n%s", p.cmd.Args, p.cmd.ProcessState, p.said())
+		}
 	}
-	return inviting.said(), atB
+	return inviting.said(), joining.said()
 }
 
 // TestPrintedCommandsOnly goes from nothing to packets inside the line.
