@@ -13,6 +13,7 @@ import (
 
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
+	"github.com/quietline/quietline/kms"
 )
 
 // statusAnswer is status --json: every daemon that the site file names, in the
@@ -187,6 +188,11 @@ func (p *printer) kme(k *control.KME) {
 		p.line("     peer %s: %s", peer.KME, state(peer.Up, "up", peer.Reason))
 	}
 	for _, l := range k.Links {
+		if l.ID == string(kms.Loopback) {
+			p.line("     loopback, keys between SAEs of this KME, no QKD: %d bits stored, %d delivered",
+				l.Stored, l.Delivered)
+			continue
+		}
 		p.line("     link %s: %s, QBER %s, %s secret; %d bits stored, %d drawable here", l.ID,
 			state(l.Up, "up", l.Reason), percent(l.QBER), rate(l.SecretRate), l.Stored, l.Drawable)
 	}

@@ -25,8 +25,8 @@ func (m *Machine) Stats() kms.Stats {
 				ls.Simulated = ls.Simulated || s.Simulated
 			}
 			ls.DrawableBits = uint64(8*SlotBytes) * uint64(l.drawableSlots())
-			if r.local {
-				ls.DeviceUp, ls.Simulated, ls.QBER = true, true, math.NaN()
+			if r.local { // no device that could be simulated; its name says what it is
+				ls.DeviceUp, ls.Simulated, ls.QBER, ls.SecretBPS = true, false, math.NaN(), math.NaN()
 			}
 			st.Links = append(st.Links, ls)
 		}

@@ -191,13 +191,17 @@ func (s *stage) boot(t *testing.T, at etsi014.KMEID) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	snap := Snapshot{KME: lease, Links: map[kms.LinkID]kms.Lease{"l": link},
+	loop, err := s.disk[at].Lease(t.Context(), kms.Loopback, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	snap := Snapshot{KME: lease, Links: map[kms.LinkID]kms.Lease{"l": link, kms.Loopback: loop},
 		IDKeys: map[kms.LinkID][]byte{}}
 	if link.IDKey.Epoch != 0 {
 		snap.IDKeys["l"] = link.IDKey.Bytes
 	}
 	m, err := New(Config{KME: at, Links: []Link{{ID: "l", Peer: peerOf(at)}}, Rand: simRand{s.rng},
-		SAEs: map[etsi014.SAEID]etsi014.KMEID{"a1": "a", "a2": "a", "b1": "b", "b2": "b"}}, snap)
+		SAEs: map[etsi014.SAEID]etsi014.KMEID{"a1": "a", "a2": "a", "a3": "a", "b1": "b", "b2": "b"}}, snap)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -346,6 +350,10 @@ func (s *stage) release(t *testing.T, at etsi014.KMEID, out Output) {
 	for _, a := range out.Answers {
 		s.answer(at, a)
 	}
+	for _, seg := range out.Fill {
+		next = append(next, Ingested{Segment: seg, Sealed: kms.Sealed{
+			Key: kms.Wrapped{Epoch: 1, Bytes: []byte{1}}, Slots: make([]byte, seg.Slots*seg.SlotBytes)}})
+	}
 	for _, l := range out.Lookups {
 		hash, ok := s.disk[at].HashAt(l.Length)
 		next = append(next, Looked{l.Peer, l.Length, hash, ok})
@@ -375,7 +383,7 @@ func (s *stage) answer(at etsi014.KMEID, a Answer) {
 			n = len(s.keys)
 			s.keys = append(s.keys, k)
 		}
-		s.printf("%s = key %d: segment %d slots %d+%d, %d bits", at, n, k.Segment.Number, k.First,
+		s.printf("%s = key %d: segment %s slots %d+%d, %d bits", at, n, name(k.Segment), k.First,
 			k.Slots, k.SizeBits)
 	}
 }
@@ -387,7 +395,7 @@ func changeText(c *kms.Change) string {
 		kms.OpVoid: "void", kms.OpNote: "note"}
 	w := []string{"commit", names[c.Op]}
 	if c.Segment.Number > 0 {
-		w = append(w, fmt.Sprint(c.Segment.Number))
+		w = append(w, name(c.Segment))
 	}
 	switch c.Op {
 	case kms.OpBoot:
@@ -403,6 +411,14 @@ func changeText(c *kms.Change) string {
 		w = append(w, "("+c.Reason+")")
 	}
 	return strings.Join(w, " ")
+}
+
+// name is a segment's number, with its pool where that is no link.
+func name(id kms.SegmentID) string {
+	if id.Link == kms.Loopback {
+		return fmt.Sprint("loop", id.Number)
+	}
+	return fmt.Sprint(id.Number)
 }
 
 func grantText(g kms.Grant) string {
@@ -462,9 +478,13 @@ func text(data []byte) string {
 }
 
 func (s *stage) show(at etsi014.KMEID) {
-	l := s.m[at].links["l"]
-	for _, x := range l.sorted() {
-		s.printf("%s: %d %s of %s, %d left", at, x.ID.Number, x.State, x.Owner, x.left)
+	for _, l := range []*link{s.m[at].links["l"], s.m[at].loop} {
+		if l == s.m[at].loop && l.ledger.Ingested == 0 {
+			continue
+		}
+		for _, x := range l.sorted() {
+			s.printf("%s: %s %s of %s, %d left", at, name(x.ID), x.State, x.Owner, x.left)
+		}
+		s.printf("%s: %+v", at, l.ledger)
 	}
-	s.printf("%s: %+v", at, l.ledger)
 }
