@@ -70,7 +70,7 @@ func childMain(path string) error {
 	go func() { _, _ = io.Copy(io.Discard, os.Stdin); cancel() }()
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	n, err := Open(Config{KME: c.KME, Dir: c.Dir, RootKey: c.Root, Lab: true, Listen: c.Listen,
-		TLS: c.TLS, Peers: []Peer{{c.Peer, c.Dial}}, SAEs: testSAEs, Logger: log,
+		TLS: c.TLS, Peers: []Peer{{ID: c.Peer, Addr: c.Dial}}, SAEs: testSAEs, Logger: log,
 		Links: []Link{{ID: "link", Peer: c.Peer, Driver: pacedStream(ctx, c)}}})
 	if err != nil {
 		return err

@@ -1,16 +1,17 @@
 package node
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
-	"encoding/binary"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -19,95 +20,194 @@ import (
 
 // Times of the peer channel.
 const (
+	// dialTimeout bounds a connection attempt, and a caller's handshake.
 	dialTimeout = 5 * time.Second
 	dialFirst   = 100 * time.Millisecond // pause before the next attempt, doubling
 	dialMost    = 5 * time.Second
-	// aliveFor is how long a connection that was heard from keeps a second one
+	// aliveFor is how long a connection that was heard from keeps another life
 	// of the same peer out: as long as the protocol waits for a BEAT.
 	aliveFor = 5 * time.Second
-	// queueMost messages may wait for a slow peer; then the connection ends and
-	// the protocol repeats what is needed.
-	queueMost = 8192
+	// sweepEvery is the time between two looks at the certificates of
+	// connections that stand: one that has ended is cut after it at most.
+	sweepEvery = 2 * time.Second
+	// partMost is how long a caller that was turned away may take to read why.
+	partMost = time.Second
 )
 
-// hub keeps one connection to each peer: TLS 1.3, framed messages of a 4-byte
-// length and the bytes.
+// hub keeps one channel to each peer; see greeting for what goes over it.
 type hub struct {
 	log   *slog.Logger
 	owner *owner
-	tls   *tls.Config
 	self  etsi014.KMEID
+	life  life
+	trust atomic.Pointer[trust] // nil without peers
+	peers map[etsi014.KMEID]*channel
+	lobby lobby
+	away  refusals // of callers that were turned away
 
-	mu    sync.Mutex
-	addrs map[etsi014.KMEID]string // of all peers
-	conns map[etsi014.KMEID]*conn
-	told  map[etsi014.KMEID]string // last failure logged, so that each is one line
+	mu  sync.Mutex
+	all map[*conn]struct{} // also those that were replaced and have not ended
 }
 
-type conn struct {
-	net.Conn
-	peer etsi014.KMEID
-	out  chan []byte
+// channel is what stands between us and one peer.
+type channel struct {
+	peer  etsi014.KMEID
+	dials bool          // we dial it
+	again chan struct{} // has room for one: dial though a connection stands
 
-	mu    sync.Mutex
-	heard time.Time
+	// events keeps the order in which the machine is told of begin and end.
+	events sync.Mutex
+
+	mu   sync.Mutex // guards the rest
+	addr string
+	conn *conn
+	told string // why there is no connection; each reason is one line in the log
 }
 
 func newHub(cfg Config, log *slog.Logger, o *owner) (*hub, error) {
-	h := &hub{log: log, owner: o, self: cfg.KME, addrs: map[etsi014.KMEID]string{},
-		conns: map[etsi014.KMEID]*conn{}, told: map[etsi014.KMEID]string{}}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	h := &hub{log: log, owner: o, self: cfg.KME, life: newLife(), all: map[*conn]struct{}{},
+		peers: map[etsi014.KMEID]*channel{}}
 	for _, p := range cfg.Peers {
-		h.addrs[p.ID] = p.Addr
+		h.peers[p.ID] = &channel{peer: p.ID, addr: p.Addr, dials: cfg.KME < p.ID,
+			again: make(chan struct{}, 1)}
 	}
 	if len(cfg.Peers) == 0 {
 		return h, nil
 	}
-	var err error
-	h.tls, err = cfg.TLS.config(cfg.KME)
-	return h, err
+	t, err := loadTrust(&cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	h.trust.Store(t)
+	return h, t.faults
 }
 
 func (h *hub) setAddr(id etsi014.KMEID, addr string) {
+	if ch := h.peers[id]; ch != nil {
+		ch.mu.Lock()
+		defer ch.mu.Unlock()
+		ch.addr = addr
+	}
+}
+
+// reason is why there is no connection to a peer; empty if there is one.
+func (h *hub) reason(id etsi014.KMEID) string {
+	ch := h.peers[id]
+	if ch == nil {
+		return ""
+	}
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.conn != nil {
+		return ""
+	}
+	return ch.told
+}
+
+// renew puts t in force: connections that it forbids are cut, those that
+// showed another certificate of ours are made anew.
+func (h *hub) renew(t *trust) {
+	old := h.trust.Swap(t)
+	h.sweep()
+	if old.cert.Leaf.Equal(t.cert.Leaf) {
+		return
+	}
+	for _, ch := range h.peers {
+		ch.remake()
+	}
+}
+
+// sweep cuts connections whose certificate is no longer good.
+func (h *hub) sweep() {
+	t, now := h.trust.Load(), time.Now()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.addrs[id] = addr
+	for c := range h.all {
+		if _, err := t.verify(c.chain, c.usage, now); err != nil {
+			h.log.Warn("peer is cut off", "peer_kme", c.peer, "err", err)
+			c.cut(err)
+		}
+	}
 }
 
 // run dials and accepts until ctx ends; all connections are over then.
 func (h *hub) run(ctx context.Context, l net.Listener) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	h.mu.Lock()
-	for id := range h.addrs {
-		if h.self < id {
-			wg.Go(func() { h.dialLoop(ctx, id) })
+	for _, ch := range h.peers {
+		if ch.dials {
+			wg.Go(func() { h.dialLoop(ctx, ch) })
 		}
 	}
-	h.mu.Unlock()
 	if l != nil {
 		wg.Go(func() { h.acceptLoop(ctx, l, &wg) })
 		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 		defer stop()
 	}
+	for len(h.peers) > 0 && sleep(ctx, sweepEvery) {
+		h.sweep()
+	}
 	<-ctx.Done()
 }
 
-func (h *hub) dialLoop(ctx context.Context, id etsi014.KMEID) {
+// remake has a connection that stands made anew.
+func (ch *channel) remake() {
+	if ch.dials {
+		select {
+		case ch.again <- struct{}{}:
+		default: // it is said already
+		}
+		return
+	}
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.conn != nil {
+		ch.conn.push(frameDial)
+	}
+}
+
+// dialLoop keeps a connection to a peer. A new one is made before the one that
+// stands ends, when either certificate is renewed.
+func (h *hub) dialLoop(ctx context.Context, ch *channel) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	var live *conn
 	pause := dialFirst
 	for ctx.Err() == nil {
-		c, err := h.dial(ctx, id)
+		c, how, err := h.dial(ctx, ch, live != nil)
+		if ctx.Err() != nil {
+			if c != nil {
+				_ = c.raw.Close()
+			}
+			return
+		}
 		if err != nil {
-			h.failed(id, err)
+			h.failed(ch, err)
 			if !sleep(ctx, pause) {
 				return
 			}
-			pause = min(2*pause, dialMost)
+			if pause = min(2*pause, dialMost); live != nil && live.ended() {
+				live = nil
+			}
 			continue
 		}
 		began := time.Now()
-		h.serve(ctx, c, id)
-		if time.Since(began) > dialMost {
-			pause = dialFirst
+		_ = h.enter(ctx, ch, c, how) // one that we dialled is not refused
+		wg.Go(func() { h.serve(ctx, ch, c) })
+		live = c
+		select {
+		case <-ctx.Done():
+			return
+		case <-ch.again:
+			pause = dialFirst // a peer that asks without end is dialled no faster
+		case <-c.done:
+			live = nil
+			if time.Since(began) > dialMost {
+				pause = dialFirst
+			}
 		}
 		if !sleep(ctx, pause) {
 			return
@@ -115,21 +215,73 @@ func (h *hub) dialLoop(ctx context.Context, id etsi014.KMEID) {
 	}
 }
 
-func (h *hub) dial(ctx context.Context, id etsi014.KMEID) (net.Conn, error) {
-	h.mu.Lock()
-	addr := h.addrs[id]
-	h.mu.Unlock()
+func (c *conn) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// dial connects to a peer and says hello. It returns how the peer takes the
+// connection: anew, or instead of the one that stands.
+func (h *hub) dial(ctx context.Context, ch *channel, stands bool) (*conn, what, error) {
+	ch.mu.Lock()
+	addr := ch.addr
+	ch.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	cfg := h.tls.Clone()
-	cfg.VerifyConnection = verifier(cfg.RootCAs, h.self, func(got etsi014.KMEID) error {
-		if got != id {
-			return fmt.Errorf("peer at %s is KME %q, want %q", addr, got, id)
+	t := h.trust.Load()
+	cfg := t.config()
+	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
+		id, err := t.verify(cs.PeerCertificates, x509.ExtKeyUsageServerAuth, time.Now())
+		if err == nil && id != ch.peer {
+			err = fmt.Errorf("%w: the peer at %s is KME %q, want %q; correct its address", ErrIdentity,
+				addr, id, ch.peer)
 		}
-		return nil
-	})
+		return err
+	}
 	d := tls.Dialer{Config: cfg}
-	return d.DialContext(ctx, "tcp", addr)
+	raw, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, 0, blame(err, t)
+	}
+	c := newConn(raw.(*tls.Conn), x509.ExtKeyUsageServerAuth, t)
+	c.peer = ch.peer
+	how, err := h.introduce(ctx, c, stands)
+	if err != nil {
+		_ = c.raw.Close()
+		return nil, 0, blame(err, t)
+	}
+	return c, how, nil
+}
+
+// introduce exchanges greetings as the end that dials.
+func (h *hub) introduce(ctx context.Context, c *conn, stands bool) (what, error) {
+	end, _ := ctx.Deadline()
+	_ = c.SetDeadline(end)
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
+	defer stop()
+	mine := greeting{what: anew, life: h.life}
+	if stands {
+		mine.what = instead
+	}
+	if err := c.greet(mine); err != nil {
+		return 0, err
+	}
+	theirs, err := c.greeted()
+	if err != nil {
+		return 0, err
+	}
+	if theirs.what == refused {
+		return 0, fmt.Errorf("the other end refuses the connection: %q", theirs.reason)
+	}
+	if !stop() {
+		return 0, ctx.Err()
+	}
+	c.life = theirs.life
+	return theirs.what, c.SetDeadline(time.Time{})
 }
 
 func (h *hub) acceptLoop(ctx context.Context, l net.Listener, wg *sync.WaitGroup) {
@@ -144,166 +296,235 @@ func (h *hub) acceptLoop(ctx context.Context, l net.Listener, wg *sync.WaitGroup
 			}
 			return
 		}
-		wg.Go(func() { h.welcome(ctx, raw) })
+		h.lobby.admit(raw)
+		wg.Go(func() {
+			c, how, err := h.welcome(ctx, raw)
+			if err != nil {
+				partFrom(raw)
+			}
+			switch stayed := h.lobby.leave(raw); {
+			case err == nil:
+				h.host(ctx, c, how)
+			case !stayed:
+				h.turnedAway(raw.RemoteAddr(), errOusted)
+			case ctx.Err() == nil:
+				h.turnedAway(raw.RemoteAddr(), err)
+			}
+		})
 	}
 }
 
-// welcome checks who dialled.
-func (h *hub) welcome(ctx context.Context, raw net.Conn) {
-	cfg := h.tls.Clone()
-	cfg.VerifyConnection = verifier(cfg.RootCAs, h.self, h.dialsUs)
-	c := tls.Server(raw, cfg)
-	hctx, cancel := context.WithTimeout(ctx, dialTimeout)
+// partFrom closes a connection so that the other end can read why: closing it
+// with bytes unread would take the alert back.
+func partFrom(raw net.Conn) {
+	if t, ok := raw.(*net.TCPConn); ok && t.CloseWrite() == nil {
+		_ = raw.SetReadDeadline(time.Now().Add(partMost))
+		_, _ = io.CopyN(io.Discard, raw, peer.MaxMessage)
+	}
+	_ = raw.Close()
+}
+
+// welcome finds out who dialled and what it wants.
+func (h *hub) welcome(ctx context.Context, raw net.Conn) (*conn, what, error) {
+	end := time.Now().Add(dialTimeout)
+	ctx, cancel := context.WithDeadline(ctx, end)
 	defer cancel()
-	if err := c.HandshakeContext(hctx); err != nil {
-		_ = raw.Close()
-		h.log.Warn("peer is turned away", "addr", raw.RemoteAddr().String(), "err", err)
-		return
+	t := h.trust.Load()
+	if t == nil {
+		return nil, 0, fmt.Errorf("%w: we have no peers", ErrIdentity)
 	}
-	id, err := kmeOf(c.ConnectionState().PeerCertificates[0])
-	if err != nil { // checked in the handshake
-		_ = raw.Close()
-		return
+	var id etsi014.KMEID
+	cfg := t.config()
+	cfg.VerifyConnection = func(cs tls.ConnectionState) (err error) {
+		id, err = t.verify(cs.PeerCertificates, x509.ExtKeyUsageClientAuth, time.Now())
+		if err == nil && h.peers[id].dials {
+			err = fmt.Errorf("%w: KME %q should not dial us: the one whose ID sorts first dials",
+				ErrIdentity, id)
+		}
+		return err
 	}
-	h.serve(ctx, c, id)
+	tc := tls.Server(raw, cfg)
+	if err := tc.HandshakeContext(ctx); err != nil {
+		h.missed(id, raw.RemoteAddr(), err)
+		return nil, 0, blame(err, t)
+	}
+	c := newConn(tc, x509.ExtKeyUsageClientAuth, t)
+	c.peer = id
+	_ = c.SetDeadline(end)
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	g, err := c.greeted()
+	if err != nil {
+		return nil, 0, fmt.Errorf("hear KME %q: %w", id, blame(err, t))
+	}
+	c.life = g.life
+	if !stop() {
+		return nil, 0, ctx.Err()
+	}
+	return c, g.what, c.SetDeadline(time.Time{})
 }
 
-// dialsUs refuses whoever is not a peer that should dial us.
-func (h *hub) dialsUs(id etsi014.KMEID) error {
+// host carries a connection that dialled us, if it may stand.
+func (h *hub) host(ctx context.Context, c *conn, how what) {
+	ch := h.peers[c.peer]
+	if err := h.enter(ctx, ch, c, how); err != nil {
+		h.turnedAway(c.RemoteAddr(), err)
+		_ = c.SetDeadline(time.Now().Add(dialTimeout))
+		_ = c.greet(greeting{what: refused, life: h.life, reason: err.Error()})
+		_ = c.Close()
+		return
+	}
+	h.serve(ctx, ch, c)
+}
+
+// errTwice: the peer is there already.
+var errTwice = errors.New("two KMEs with one KME ID, or a restart too quick")
+
+// enter makes c the peer's connection, unless another one lives. One that
+// dialled us is answered.
+func (h *hub) enter(ctx context.Context, ch *channel, c *conn, how what) error {
+	ch.events.Lock()
+	defer ch.events.Unlock()
+	ch.mu.Lock()
+	old := ch.conn
+	same := old != nil && old.life == c.life
+	if old != nil && !same && !ch.dials && time.Since(old.lastHeard()) < aliveFor {
+		ch.mu.Unlock()
+		return fmt.Errorf("second connection of the live KME %q is refused: %w", ch.peer, errTwice)
+	}
+	if how != instead || !same {
+		how = anew
+	}
+	if !ch.dials {
+		c.push(greeting{what: how, life: h.life}.encode())
+	}
+	ch.conn, ch.told = c, ""
+	ch.mu.Unlock()
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, ok := h.addrs[id]; !ok {
-		return fmt.Errorf("KME %q is no peer of ours", id)
+	h.all[c] = struct{}{}
+	h.mu.Unlock()
+	if h.trust.Load() != c.own { // changed since the handshake
+		ch.remake()
 	}
-	if h.self < id {
-		return fmt.Errorf("KME %q should not dial us: the one whose ID sorts first dials", id)
+	switch {
+	case how == instead: // the peer is there as before: the machine need not know
+		old.retire()
+		return nil
+	case old != nil:
+		old.cut(errReplaced)
 	}
+	h.owner.put(ctx, peer.Connected{Peer: ch.peer})
 	return nil
 }
 
-// failed logs why a peer cannot be reached, once until it changes.
-func (h *hub) failed(id etsi014.KMEID, err error) {
-	h.mu.Lock()
-	same := h.told[id] == err.Error()
-	h.told[id] = err.Error()
-	h.mu.Unlock()
-	if !same {
-		h.log.Warn("peer cannot be reached", "peer_kme", id, "err", err)
-	}
-}
-
 // serve carries messages of one connection until it or ctx ends.
-func (h *hub) serve(ctx context.Context, raw net.Conn, id etsi014.KMEID) {
-	c := &conn{Conn: raw, peer: id, out: make(chan []byte, queueMost), heard: time.Now()}
-	defer c.Close()
-	if !h.enter(c) {
-		h.log.Warn("second connection of a live peer is refused", "peer_kme", id,
-			"addr", raw.RemoteAddr().String(), "reason", "two KMEs with one KME ID, or a restart too quick")
-		return
-	}
+func (h *hub) serve(ctx context.Context, ch *channel, c *conn) {
+	defer close(c.done)
+	outer := ctx
 	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	wg.Go(func() { c.write(ctx); cancel() })
-	h.owner.put(ctx, peer.Connected{Peer: id})
-	err := c.read(func(data []byte) {
-		h.owner.put(ctx, peer.Received{Peer: id, Data: data})
+	wg.Go(func() {
+		if err := c.write(ctx); err != nil {
+			cancel()
+		}
 	})
+	err := c.read(func(data []byte) {
+		if !bytes.Equal(data, frameDial) {
+			h.owner.put(ctx, peer.Received{Peer: ch.peer, Data: data})
+		} else if ch.dials {
+			ch.remake()
+		}
+	})
+	if errors.Is(err, errReplaced) { // we hear of it soon too: what we have to say goes out first
+		select {
+		case <-c.retired:
+			wg.Wait()
+		case <-ctx.Done():
+		case <-time.After(retireMost):
+		}
+	}
 	cancel()
 	wg.Wait()
-	h.leave(c)
-	h.owner.put(context.WithoutCancel(ctx), peer.Disconnected{Peer: id})
-	h.failed(id, fmt.Errorf("connection ended: %w", err))
+	_ = c.raw.Close()
+	h.mu.Lock()
+	delete(h.all, c)
+	h.mu.Unlock()
+	h.leave(outer, ch, c, err)
 }
 
-// enter makes c the peer's connection, unless another one lives.
-func (h *hub) enter(c *conn) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if old := h.conns[c.peer]; old != nil && time.Since(old.lastHeard()) < aliveFor {
-		return false
-	} else if old != nil {
-		_ = old.Close()
+// leave tells the machine that its peer is gone, if no other connection took
+// the place of this one.
+func (h *hub) leave(ctx context.Context, ch *channel, c *conn, err error) {
+	ch.events.Lock()
+	defer ch.events.Unlock()
+	ch.mu.Lock()
+	last := ch.conn == c
+	if last {
+		ch.conn = nil
 	}
-	h.conns[c.peer] = c
-	delete(h.told, c.peer)
-	return true
+	ch.mu.Unlock()
+	if !last {
+		return
+	}
+	h.owner.put(context.WithoutCancel(ctx), peer.Disconnected{Peer: ch.peer})
+	if ctx.Err() == nil {
+		h.failed(ch, c.cause(err))
+	}
 }
 
-func (h *hub) leave(c *conn) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.conns[c.peer] == c {
-		delete(h.conns, c.peer)
+// failed notes why a peer is not there, and logs it once until it changes.
+func (h *hub) failed(ch *channel, err error) {
+	ch.mu.Lock()
+	same := ch.told == err.Error()
+	ch.told = err.Error()
+	ch.mu.Unlock()
+	if !same {
+		h.log.Warn("peer cannot be reached", "peer_kme", ch.peer, "err", err)
+	}
+}
+
+// missed notes that somebody who calls itself a peer that should be here was
+// turned away: most often it is that peer.
+func (h *hub) missed(id etsi014.KMEID, from net.Addr, err error) {
+	ch := h.peers[id]
+	if ch == nil {
+		return
+	}
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if !ch.dials && ch.conn == nil {
+		ch.told = fmt.Sprintf("a caller from %s was turned away: %v", from, err)
+	}
+}
+
+// turnedAway logs a refused caller, within bounds.
+func (h *hub) turnedAway(from net.Addr, err error) {
+	if yes, unsaid := h.away.say(err.Error(), time.Now()); yes {
+		h.log.Warn("peer is turned away", "addr", from.String(), "err", err, "more", unsaid)
 	}
 }
 
 // send queues a message; without a connection it is dropped.
 func (h *hub) send(m peer.Message) {
-	h.mu.Lock()
-	c := h.conns[m.To]
-	h.mu.Unlock()
-	if c == nil {
+	ch := h.peers[m.To]
+	if ch == nil {
 		return
 	}
+	ch.mu.Lock()
+	defer ch.mu.Unlock()
+	if ch.conn != nil {
+		ch.conn.push(m.Data)
+	}
+}
+
+// push queues a frame; the holder of the channel's lock calls it, so that none
+// comes after retire.
+func (c *conn) push(data []byte) {
 	select {
-	case c.out <- m.Data:
+	case c.out <- data:
 	default:
-		_ = c.Close()
-	}
-}
-
-func (c *conn) lastHeard() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.heard
-}
-
-// write sends what is queued, together where more than one waits.
-func (c *conn) write(ctx context.Context) {
-	w := bufio.NewWriterSize(c.Conn, 1<<16)
-	var length [4]byte
-	for {
-		var data []byte
-		select {
-		case data = <-c.out:
-		case <-ctx.Done():
-			return
-		}
-		binary.BigEndian.PutUint32(length[:], uint32(len(data)))
-		_, err := w.Write(length[:])
-		if err == nil {
-			_, err = w.Write(data)
-		}
-		if err == nil && len(c.out) == 0 {
-			err = w.Flush()
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-// read hands every message to take until the connection ends.
-func (c *conn) read(take func([]byte)) error {
-	r := bufio.NewReaderSize(c.Conn, 1<<16)
-	var length [4]byte
-	for {
-		if _, err := io.ReadFull(r, length[:]); err != nil {
-			return err
-		}
-		n := binary.BigEndian.Uint32(length[:])
-		if n > peer.MaxMessage {
-			return fmt.Errorf("read message: %d bytes, at most %d are expected", n, peer.MaxMessage)
-		}
-		data := make([]byte, n)
-		if _, err := io.ReadFull(r, data); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		c.heard = time.Now()
-		c.mu.Unlock()
-		take(data)
+		c.cut(fmt.Errorf("%d messages wait for a slow peer", queueMost))
 	}
 }

@@ -52,6 +52,10 @@ type Peer struct {
 	// Addr is where it listens, host:port. Needed if our ID sorts before its:
 	// of two KMEs that one dials.
 	Addr string
+	// CA is the file of the authorities that may sign this peer's certificate,
+	// PEM; "" = TLSFiles.CA. With a file for each, no peer's authority can pass
+	// for another peer.
+	CA string
 }
 
 // Link is a link of this KME.
@@ -355,6 +359,11 @@ func (n *Node) Health() error { return n.owner.health() }
 // Stats tells the KME's state; after the end, the last one.
 func (n *Node) Stats() kms.Stats {
 	st := n.owner.stats()
+	for i := range st.Peers {
+		if why := n.hub.reason(st.Peers[i].ID); why != "" && !st.Peers[i].Connected {
+			st.Peers[i].Reason = why
+		}
+	}
 	for _, d := range n.devices {
 		for i := range st.Links {
 			if st.Links[i].ID == d.link.ID {

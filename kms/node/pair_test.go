@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -14,7 +15,9 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,7 +131,7 @@ func newAuthority(t testing.TB) *authority {
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "KMEs"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
@@ -142,9 +145,12 @@ func newAuthority(t testing.TB) *authority {
 	return a
 }
 
-func writePEM(t testing.TB, path, kind string, der []byte) {
+func writePEM(t testing.TB, path, kind string, ders ...[]byte) {
 	t.Helper()
-	data := pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})
+	var data []byte
+	for _, der := range ders {
+		data = append(data, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der})...)
+	}
 	if err := os.WriteFile(path, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,12 +159,27 @@ func writePEM(t testing.TB, path, kind string, der []byte) {
 // issue makes a certificate with the given URIs.
 func (a *authority) issue(t testing.TB, uris ...string) TLSFiles {
 	t.Helper()
+	return a.issueFor(t, -time.Hour, time.Hour, uris...)
+}
+
+// issueFor is issue with a time of validity, counted from now.
+func (a *authority) issueFor(t testing.TB, from, until time.Duration, uris ...string) TLSFiles {
+	t.Helper()
+	dir := t.TempDir()
+	f := TLSFiles{Cert: filepath.Join(dir, "kme.crt"), Key: filepath.Join(dir, "kme.key"), CA: a.path}
+	a.issueTo(t, f, from, until, uris...)
+	return f
+}
+
+// issueTo is issueFor into given files.
+func (a *authority) issueTo(t testing.TB, f TLSFiles, from, until time.Duration, uris ...string) {
+	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	tmpl := &x509.Certificate{SerialNumber: big.NewInt(time.Now().UnixNano()),
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(until),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}}
 	for _, u := range uris {
 		parsed, err := url.Parse(u)
@@ -175,11 +196,25 @@ func (a *authority) issue(t testing.TB, uris ...string) TLSFiles {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := t.TempDir()
-	f := TLSFiles{Cert: filepath.Join(dir, "kme.crt"), Key: filepath.Join(dir, "kme.key"), CA: a.path}
 	writePEM(t, f.Cert, "CERTIFICATE", der)
 	writePEM(t, f.Key, "PRIVATE KEY", keyDER)
-	return f
+}
+
+// revoke writes a revocation list that names one certificate.
+func (a *authority) revoke(t testing.TB, path string, gone TLSFiles) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(gone.Cert, gone.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, &x509.RevocationList{Number: big.NewInt(1),
+		ThisUpdate: time.Now().Add(-time.Minute), NextUpdate: time.Now().Add(time.Hour),
+		RevokedCertificateEntries: []x509.RevocationListEntry{{SerialNumber: pair.Leaf.SerialNumber,
+			RevocationTime: time.Now().Add(-time.Minute)}}}, a.cert, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, path, "X509 CRL", der)
 }
 
 // site is one KME of a pair.
@@ -219,6 +254,23 @@ func newPair(t testing.TB, blockBytes int) (a, b *site) {
 	b.cfg.Listen = "127.0.0.1:0"
 	return a, b
 }
+
+// countingLog counts the lines that have a text.
+func countingLog(t testing.TB, text string, n *atomic.Int64) *slog.Logger {
+	return slog.New(slog.NewTextHandler(writerFunc(func(p []byte) (int, error) {
+		if strings.Contains(string(p), text) {
+			n.Add(1)
+		}
+		if testing.Verbose() {
+			t.Log(string(p))
+		}
+		return len(p), nil
+	}), nil))
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 type testLog struct{ t testing.TB }
 
