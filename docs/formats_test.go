@@ -28,6 +28,7 @@ var formats = []struct {
 	{"Handshake: sealed part of M3", "tunnel/rekey", "choice", ""},
 	{"Handshake: sealed part of M4", "tunnel/rekey", "verdict", ""},
 	{"Line bundle", "tunnel/bundle", "", ""},
+	{"Key manager to key manager: the channel", "kms/node", "greeting", ""},
 	{"Key manager to key manager", "kms/peer", "kHello", ""},
 	{"Store file", "kms/boltstore", "", ""},
 	{"Sealing and the epoch file", "kms/keyring", "", ""},
