@@ -19,7 +19,7 @@ type request struct {
 	ticket uint64
 	reply  chan<- reply
 	ask    func(*peer.Machine)
-	asked  chan<- struct{}
+	asked  chan<- struct{} // closed after ask; without ask, after the commit with what came before
 }
 
 // reply answers a request: keys still sealed, opened by the caller.
@@ -155,6 +155,24 @@ func (o *owner) ask(ctx context.Context, question func(*peer.Machine)) error {
 	}
 	select {
 	case <-asked:
+		return nil
+	case <-o.done:
+		return o.down()
+	}
+}
+
+// settle waits until what was put before is durable.
+func (o *owner) settle(ctx context.Context) error {
+	settled := make(chan struct{})
+	select {
+	case o.in <- request{asked: settled}:
+	case <-o.done:
+		return o.down()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-settled:
 		return nil
 	case <-o.done:
 		return o.down()

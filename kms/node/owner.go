@@ -55,6 +55,9 @@ type owner struct {
 	wrapped map[kms.SegmentID]kms.Wrapped // data keys of live segments, as far as known
 	claims  int                           // keys answered since the last turn
 
+	turns    int               // tried, whole or missed
+	settling []chan<- struct{} // to be closed after the next commit
+
 	turnEvery time.Duration
 	turned    time.Time // when the last turn was whole
 	overdue   bool      // the alarm about missed turns was raised
@@ -157,6 +160,10 @@ func (o *owner) accept(req request) {
 		close(req.asked)
 		return
 	}
+	if req.asked != nil {
+		o.settling = append(o.settling, req.asked)
+		return
+	}
 	if req.reply != nil {
 		o.replies[req.ticket] = req.reply
 	}
@@ -201,6 +208,10 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 		o.own = append(o.own, peer.Durable{Position: pos})
 	}
 	o.release(ctx, all, replies)
+	for _, c := range o.settling {
+		close(c)
+	}
+	o.settling = nil
 	return all.Wake, nil
 }
 

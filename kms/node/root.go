@@ -24,6 +24,7 @@ const (
 // missed notes that the epoch did not turn, or that the key before could not be
 // destroyed. The next turn tries again.
 func (o *owner) missed(err error) {
+	o.turns++
 	o.log.Warn("epoch does not turn", "err", err)
 	late := time.Since(o.turned)
 	if late < turnsAlarm*o.turnEvery {
@@ -45,6 +46,7 @@ func (o *owner) missed(err error) {
 // erased notes a whole turn; crossed tells that it was the one that ended a
 // change of the root key.
 func (o *owner) erased(crossed bool) {
+	o.turns++
 	if crossed {
 		o.log.Info("root key is changed; the one before opens nothing any more")
 		o.own = append(o.own, peer.Noted{Change: kms.Change{Op: kms.OpNote, Count: 1,
@@ -70,9 +72,14 @@ func (o *owner) mayDeliver() error {
 }
 
 // Note puts a note about this KME itself into the audit log: one of the reasons
-// kms.Note..., and how many times. Before Run there is room for a few hundred.
-func (n *Node) Note(ctx context.Context, reason string, count uint64) {
+// kms.Note..., and how many times. It returns once the note is durable, which
+// takes Run.
+func (n *Node) Note(ctx context.Context, reason string, count uint64) error {
 	n.owner.put(ctx, peer.Noted{Change: kms.Change{Op: kms.OpNote, Reason: reason, Count: count}})
+	if err := n.owner.settle(ctx); err != nil {
+		return fmt.Errorf("note %q in audit log: %w", reason, err)
+	}
+	return nil
 }
 
 // AdmitRoot begins a change of the root key; see keyring.Ring.Admit. With
@@ -86,8 +93,7 @@ func (n *Node) AdmitRoot(ctx context.Context, next secret.Bytes, replace bool) e
 	if err := n.ring.Admit(next); err != nil {
 		return err
 	}
-	n.Note(ctx, kms.NoteRootAdmitted, 1)
-	return nil
+	return n.Note(ctx, kms.NoteRootAdmitted, 1)
 }
 
 // AdoptRoot goes over to a root key that was admitted and turns the epoch, after
@@ -106,10 +112,16 @@ func (n *Node) AdoptRoot(ctx context.Context, next secret.Bytes) error {
 	return nil
 }
 
-// turn has the owner turn the epoch and waits for it.
+// turn has the owner turn the epoch, and waits until that is done and durable.
 func (n *Node) turn(ctx context.Context) error {
-	if err := n.owner.ask(ctx, func(*peer.Machine) { n.owner.claims = turnKeys }); err != nil {
+	o := n.owner
+	var before, now int
+	err := o.ask(ctx, func(*peer.Machine) { before, o.claims = o.turns, turnKeys })
+	for now = before; err == nil && now == before; { // each question wakes the owner
+		err = o.ask(ctx, func(*peer.Machine) { now = o.turns })
+	}
+	if err != nil {
 		return err
 	}
-	return n.owner.ask(ctx, func(*peer.Machine) {}) // answered after the turn
+	return o.settle(ctx)
 }
