@@ -96,11 +96,16 @@ type KME struct {
 	PeerKey         string `yaml:"peer_key" check:"required,path"`
 	// peer_ca is the root that signs the certificates of peers, PEM. Required.
 	PeerCA string `yaml:"peer_ca" check:"required,path"`
-	// root_key is the file with the 32 random bytes under which stored keys
-	// are wrapped; mode 0600 or 0400. Keep it away from the state folder's
-	// backups. A systemd credential is named by its whole path, for one
-	// /run/credentials/quietline-kme.service/root. Required.
-	RootKey string `yaml:"root_key" check:"required,path"`
+	// root_key is the file of the key under which stored keys are wrapped; mode
+	// 0600 or 0400: 32 random bytes, or such bytes under a passphrase, with
+	// which the key manager starts sealed; `quietline kme new-root` makes
+	// either. Keep it away from the state folder's backups. Required, or
+	// root_credential.
+	RootKey string `yaml:"root_key,omitempty" check:"path"`
+	// root_credential is the name of the systemd credential that holds these 32
+	// bytes instead of a file: the service's unit has
+	// LoadCredentialEncrypted=<name>. Default: none.
+	RootCredential string `yaml:"root_credential,omitempty" check:"name"`
 	// control is the Unix socket of status and commands, mode 0600.
 	// Default <state>/kme.sock.
 	Control string `yaml:"control,omitempty" check:"socket"`

@@ -53,6 +53,10 @@ func TestFaults(t *testing.T) {
 		{"sae kme", "kme: kme-tokyo\n", "kme: kme-osaka\n", "saes[0].kme", "neither kme.id nor"},
 		{"identity", "uri: urn:quietline:sae:line-tokyo", "{}", "saes[0].identity", "exactly one"},
 		{"pin", "uri: urn:quietline:sae:line-tokyo", "pin: abc", "saes[0].identity.pin", "not a SHA-256"},
+		{"two root keys", "root_key: secrets/root.key", "root_credential: root\n  root_key: x",
+			"kme.root_credential", "expected one of the two"},
+		{"root credential", "root_key: secrets/root.key", "root_credential: ../root",
+			"kme.root_credential", "is not a name"},
 		{"half a pair", "second_key: pki/kme-rsa.key", "", "kme.second_certificate", "no second_key"},
 		{"half a pair", "second_certificate: pki/kme-rsa.crt", "", "kme.second_key",
 			"no second_certificate"},
@@ -203,5 +207,27 @@ func TestNotASite(t *testing.T) {
 				t.Errorf("got  %v\nwant %s", err, tt.want)
 			}
 		})
+	}
+}
+
+func TestRootKeyOrCredential(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(examples, "site-tokyo.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const line = "root_key: secrets/root.key"
+	with := func(text string) []byte {
+		return []byte(strings.Replace(string(data), line, text, 1))
+	}
+	if !strings.Contains(string(data), line) {
+		t.Fatal("the example has no root key")
+	}
+	s, err := config.Parse("f", with("root_credential: root"))
+	if err != nil || s.KME.RootCredential != "root" || s.KME.RootKey != "" {
+		t.Errorf("a credential: %v", err)
+	}
+	_, err = config.Parse("f", with(""))
+	if err == nil || !strings.Contains(err.Error(), "one of root_key and root_credential") {
+		t.Errorf("neither: %v", err)
 	}
 }

@@ -134,6 +134,12 @@ func (d *decoder) kme(s *Site) {
 		d.fault("kme.peer_listen", "is the same address as listen; use another port")
 	}
 	switch {
+	case !d.set("kme.root_key") && !d.set("kme.root_credential"):
+		d.fault("kme.root_key", "is missing; one of root_key and root_credential is required")
+	case k.RootKey != "" && k.RootCredential != "":
+		d.fault("kme.root_credential", "stands beside root_key; expected one of the two")
+	}
+	switch {
 	case k.SecondCertificate != "" && k.SecondKey == "":
 		d.fault("kme.second_certificate", "has no second_key; expected both or none")
 	case k.SecondCertificate == "" && k.SecondKey != "":

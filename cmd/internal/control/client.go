@@ -79,8 +79,12 @@ func (c *Client) send(ctx context.Context, method, name string, in any) (*http.R
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", name, err)
 	}
-	target := "http://daemon/v1/" + name
-	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
+	return c.post(ctx, method, name, bytes.NewReader(body))
+}
+
+func (c *Client) post(ctx context.Context, method, name string, body io.Reader,
+) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://daemon/v1/"+name, body)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", name, err)
 	}

@@ -9,11 +9,15 @@
 //	POST /v1/fibre   {"up": false}        sim: cut or restore the fibre
 //	POST /v1/eve     {"fraction": 1.0}    sim: intercept and resend
 //	GET  /v1/audit                        kme: its audit log, a record a line
+//	POST /v1/unseal  secret               kme: the key of the passphrase
+//	POST /v1/seal    {}                   kme: drop all keys
+//	POST /v1/root/admit, replace, adopt   secret; kme: steps of a change of the root key
 //
+// A secret body is a length byte, the secret, and zeros up to 32,768 bytes.
 // A refusal is {"message": …, "hint": …} with a status of 4xx or 5xx.
 //
 // A caller must keep in mind that the socket has mode 0600 and answers root
-// and the daemon's own user only, that it never carries key material, and that
+// and the daemon's own user only, that it carries no delivered key, and that
 // one daemon owns a socket path at a time.
 package control
 
@@ -35,6 +39,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/secret"
 )
 
 // Errors of this package.
@@ -62,6 +67,11 @@ type Door struct {
 	Eve    func(fraction float64) error
 	// Audit reads the audit log from its beginning.
 	Audit func(ctx context.Context) iter.Seq2[kms.Record, error]
+	// Unseal, Seal and Root are about the root key; see the client's methods
+	// of these names. They do not keep the secret.
+	Unseal func(ctx context.Context, key secret.Bytes) error
+	Seal   func(ctx context.Context) error
+	Root   func(ctx context.Context, step RootStep, key secret.Bytes) error
 }
 
 // Server is a door that is open. Make it with [Listen].
@@ -251,6 +261,7 @@ func (d Door) handler() http.Handler {
 	if d.Audit != nil {
 		mux.HandleFunc("GET /v1/audit", d.audit)
 	}
+	d.seals(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound, "this daemon has no "+r.Method+" "+r.URL.Path, "")
 	})

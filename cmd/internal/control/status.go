@@ -46,6 +46,15 @@ type KME struct {
 	// Serving is false when the door answers 503 to everything; Reason says why.
 	Serving bool   `json:"serving"`
 	Reason  string `json:"reason,omitempty"`
+	// Sealed: nobody has given the passphrase of the root key since SealedSince; the
+	// door answers 503, peers are not answered and devices not read. Tries is
+	// how many wrong passphrases were given since then.
+	Sealed      bool       `json:"sealed"`
+	SealedSince *time.Time `json:"sealed_since,omitempty"`
+	Tries       uint64     `json:"unseal_tries,omitempty"`
+	// Warnings are what weakens a promise here and does not change by itself,
+	// such as a file system that keeps old copies.
+	Warnings []string `json:"warnings,omitempty"`
 	// Listen and PeerListen are the addresses bound.
 	Listen     string `json:"listen"`
 	PeerListen string `json:"peer_listen,omitempty"`

@@ -10,6 +10,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"net/url"
 	"os"
@@ -19,6 +20,8 @@ import (
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/etsi014/doctor"
+	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel/bundle"
 	"github.com/quietline/quietline/tunnel/rekey"
@@ -44,7 +47,9 @@ func Inspect(file string, site *config.Site, links map[string]string, now time.T
 	if k := site.KME; k != nil {
 		i.door(k)
 		i.peer(k)
-		i.rootKey(k.RootKey)
+		if k.RootKey != "" { // a credential is shown to its service alone
+			i.rootKey(k.RootKey)
+		}
 	}
 	for n := range site.Lines {
 		l := &site.Lines[n]
@@ -146,13 +151,17 @@ func (i *inspection) peer(k *config.KME) {
 }
 
 func (i *inspection) rootKey(path string) {
-	b, err := secret.ReadFile(path, 32)
-	if err == nil && b.Len() != 32 {
-		err = pki.Advise(fmt.Errorf("read %s: %d bytes, expected 32", path, b.Len()),
-			"restore it from its copy")
-	}
+	b, err := keyring.ReadRootKey(path)
 	b.Clear()
-	i.note("key manager: root key", path, err)
+	good := path
+	if errors.Is(err, kms.ErrSealed) {
+		good += ", under a passphrase"
+		_, err = keyring.ReadSealedRoot(path)
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, secret.ErrExposed) {
+		err = pki.Advise(err, "restore it from its copy")
+	}
+	i.note("key manager: root key", good, err)
 }
 
 // keys holds a line's certificate against the door where it draws keys.
