@@ -233,6 +233,10 @@ func (f *issueFlags) sign(w io.Writer, a *pki.Authority, root pki.Root, req pki.
 
 // noAuthority adds the hint for a folder without roots.
 func noAuthority(err error, dir string) error {
+	if _, serr := os.Stat(filepath.Join(dir, "sae-ca.crt")); errors.Is(err, os.ErrNotExist) && serr == nil {
+		return hinted(err, "the site's certificates are of another CA; quietline pki issue --request "+
+			"FILE asks it for one")
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return hinted(err, "quietline pki init --dir "+dir+" --site NAME makes it")
 	}

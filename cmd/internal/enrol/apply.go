@@ -24,7 +24,7 @@ const (
 // card makes this site's card of one enrolment. static is the public key of
 // its end of the line, port its UDP port.
 func (h *Home) card(t *Token, role string, static []byte, port uint16) (*Card, error) {
-	root, err := os.ReadFile(h.auth.RootFile(pki.PeerRoot))
+	root, err := os.ReadFile(h.rootFile(pki.PeerRoot))
 	if err != nil {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func (h *Home) addition(b *bond, now *config.Site) (*config.Site, error) {
 		TUN: config.TUN{Name: freeTUN(now, first.Link),
 			Addresses: []netip.Prefix{netip.PrefixFrom(own, first.Inner.Bits())}},
 		EpochLife: 2 * time.Minute, HoldMax: 10 * time.Minute,
-		Keys: &config.Keys{KMEs: []string{fmt.Sprintf("https://127.0.0.1:%d", doorPort)},
+		Keys: &config.Keys{KMEs: []string{h.doorURL()},
 			Certificate: "pki/" + linePair + ".pem", Key: "pki/" + linePair + ".pem",
 			CA: "pki/sae-ca.crt", SAE: b.mine.SAE, PeerSAE: b.theirs.SAE}}
 	return &config.Site{

@@ -22,12 +22,14 @@
 package enrol
 
 import (
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/tunnel/bundle"
@@ -66,7 +68,8 @@ type Card struct {
 	Role       string `json:"role"`       // inviter or joiner
 	Site       string `json:"site"`
 	KME        string `json:"kme"`
-	// PeerRoot is the root of the KME's certificate towards peers, PEM.
+	// PeerRoot is the root of the KME's certificate towards peers, PEM; under
+	// an external CA there may be several.
 	PeerRoot string `json:"peer_root"`
 	// PeerAddress is where the KME listens for peers.
 	PeerAddress netip.AddrPort `json:"peer_address"`
@@ -145,8 +148,9 @@ func (c *Card) check() (*bundle.Bundle, error) {
 		return nil, bad("addresses %v and %v cannot be reached", c.Fibre, c.Classical)
 	}
 	roots, err := pki.ParseCertificates([]byte(c.PeerRoot))
-	if err != nil || len(roots) != 1 || !roots[0].IsCA {
-		return nil, bad("peer_root is not one root certificate")
+	if err != nil || len(roots) > maxRoots ||
+		slices.ContainsFunc(roots, func(c *x509.Certificate) bool { return !c.IsCA }) {
+		return nil, bad("peer_root is not 1 to %d root certificates", maxRoots)
 	}
 	b, err := bundle.Unmarshal([]byte(c.Bundle))
 	if err != nil {
@@ -161,6 +165,9 @@ func (c *Card) check() (*bundle.Bundle, error) {
 	}
 	return b, nil
 }
+
+// maxRoots bounds a site's roots: the old and the new of two CAs.
+const maxRoots = 4
 
 func usable(a netip.AddrPort) bool {
 	return a.IsValid() && a.Port() != 0 && !a.Addr().IsUnspecified() && !a.Addr().IsMulticast()

@@ -411,15 +411,15 @@ func TestCreate(t *testing.T) {
 	if _, err := Create(h.dir, plan("tokyo")); !errors.Is(err, ErrExists) {
 		t.Errorf("a second time: %v", err)
 	}
-	real, err := Create(filepath.Join(t.TempDir(), "x"), Plan{"x", netip.MustParseAddr("2001:db8::1"), "unix:///dev/qkd"})
+	real, err := Create(filepath.Join(t.TempDir(), "x"), Plan{Site: "x", Address: netip.MustParseAddr("2001:db8::1"), Device: "unix:///dev/qkd"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if s, err := config.Load(real.SiteFile()); err != nil || s.Lab {
 		t.Errorf("a site with a device accepts simulated links: %v", err)
 	}
-	for _, p := range []Plan{{}, plan("a b"), {"a", netip.Addr{}, Simulated}, {"a", netip.IPv4Unspecified(), Simulated},
-		{"a", netip.MustParseAddr("192.0.2.1"), "ftp://x"}} {
+	for _, p := range []Plan{{}, plan("a b"), {"a", netip.Addr{}, Simulated, ""}, {"a", netip.IPv4Unspecified(), Simulated, ""},
+		{"a", netip.MustParseAddr("192.0.2.1"), "ftp://x", ""}, {"a", netip.MustParseAddr("192.0.2.1"), Simulated, "other"}} {
 		if _, err := Create(t.TempDir(), p); err == nil {
 			t.Errorf("plan %v is taken", p)
 		}

@@ -29,7 +29,13 @@ type Plan struct {
 	Address netip.Addr `json:"address"` // as other sites reach this one
 	// Device is the socket of the QKD device, unix:///path, or [Simulated].
 	Device string `json:"device"`
+	// CA is who signs the site's certificates: empty = its own roots, or
+	// [External].
+	CA string `json:"ca,omitempty"`
 }
+
+// External is the CA of a site whose certificates somebody else signs.
+const External = "external"
 
 // Check tells the first fault of a plan.
 func (p *Plan) Check() error {
@@ -40,6 +46,8 @@ func (p *Plan) Check() error {
 		return fmt.Errorf("address %q is none that another site could reach", p.Address)
 	case p.Device != Simulated && !strings.HasPrefix(p.Device, "unix:///"):
 		return fmt.Errorf("device %q is neither %q nor unix:///path", p.Device, Simulated)
+	case p.CA != "" && p.CA != External:
+		return fmt.Errorf("CA %q is not %q; leave it out for the site's own", p.CA, External)
 	}
 	return nil
 }
@@ -60,7 +68,7 @@ func lineSAE(site string) string { return "line-" + site }
 type Home struct {
 	dir  string
 	plan Plan
-	auth *pki.Authority
+	auth *pki.Authority // nil under an external CA
 	sign *bundle.Signer
 }
 
@@ -75,7 +83,7 @@ func (h *Home) SiteFile() string { return h.Path("site.yaml") }
 // Plan is what was decided about the site.
 func (h *Home) Plan() Plan { return h.plan }
 
-// Authority is the site's CA.
+// Authority is the site's CA; nil if another signs its certificates.
 func (h *Home) Authority() *pki.Authority { return h.auth }
 
 // Fingerprint is that of the site's enrolment key.
@@ -90,7 +98,9 @@ const (
 
 // Create makes a site in a folder: authority, certificates, secrets, and last
 // the site file, so that a site file means a whole site. A folder that holds
-// one is [ErrExists]; one in which Create was interrupted is completed.
+// one is [ErrExists]; one in which Create was interrupted is completed. Under
+// an external CA there are requests in place of certificates, and the site
+// file waits for [Take]: the error is then [*Pending].
 func Create(dir string, plan Plan) (*Home, error) {
 	if err := plan.Check(); err != nil {
 		return nil, fmt.Errorf("make site: %w", err)
@@ -99,25 +109,34 @@ func Create(dir string, plan Plan) (*Home, error) {
 	if _, err := os.Lstat(h.SiteFile()); err == nil {
 		return nil, fmt.Errorf("make site: %w: %s", ErrExists, h.SiteFile())
 	}
-	for _, d := range []string{"", "secrets", "enrol", "lines", "pki/peers"} {
+	for _, d := range []string{"", "secrets", "enrol", "lines", "pki", "pki/peers"} {
 		if err := os.MkdirAll(h.Path(d), 0o700); err != nil {
 			return nil, fmt.Errorf("make site: %w", err)
 		}
 	}
-	if err := h.keepPlan(); err != nil {
-		return nil, fmt.Errorf("make site: %w", err)
+	err := h.keepPlan()
+	if err == nil {
+		err = h.make()
 	}
-	if err := h.make(); err != nil {
-		return nil, fmt.Errorf("make site: %w", err)
+	if err == nil {
+		err = h.writeSite()
 	}
-	text := h.siteText()
-	if _, err := config.Parse(h.SiteFile(), text); err != nil {
-		return nil, fmt.Errorf("make site: %w", err)
-	}
-	if err := writeFile(h.SiteFile(), text); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("make site: %w", err)
 	}
 	return h, nil
+}
+
+// writeSite writes what hangs on the roots, and last the site file.
+func (h *Home) writeSite() error {
+	if err := h.writePeers(); err != nil {
+		return err
+	}
+	text := h.siteText()
+	if _, err := config.Parse(h.SiteFile(), text); err != nil {
+		return err
+	}
+	return writeFile(h.SiteFile(), text)
 }
 
 // keepPlan writes the plan, or finds the same one.
@@ -140,30 +159,54 @@ func (h *Home) keepPlan() error {
 	return nil
 }
 
+// wanted is one certificate that a site's daemons show.
+type wanted struct {
+	name string
+	root pki.Root
+	req  pki.Request
+	use  pki.Use
+}
+
+func (h *Home) wanted() []wanted {
+	kme, sae := kmeID(h.plan.Site), lineSAE(h.plan.Site)
+	return []wanted{
+		{doorPair, pki.SAERoot, pki.Request{CommonName: doorPair, Server: true, Life: pki.LeafLife,
+			DNS: []string{"localhost"}, IPs: []netip.Addr{loopback}}, pki.Use{Server: true}},
+		{peerPair, pki.PeerRoot, pki.Request{CommonName: kme, KME: kme, Server: true, Client: true,
+			Life: pki.LeafLife}, pki.Use{URI: pki.KMEURI(kme), Server: true, Client: true}},
+		{linePair, pki.SAERoot, pki.Request{CommonName: sae, SAE: sae, Client: true,
+			Life: pki.LeafLife}, pki.Use{URI: pki.SAEURI(sae), Client: true}},
+	}
+}
+
+// loopback is where the door for applications listens.
+var loopback = netip.MustParseAddr("127.0.0.1")
+
 // make makes all but the site file; what is there stays.
 func (h *Home) make() (err error) {
+	if err := h.makeSecrets(); err != nil {
+		return err
+	}
+	if h.plan.CA == External {
+		return h.request()
+	}
 	if h.auth, err = pki.Init(h.Path("pki"), h.plan.Site); err != nil {
 		return err
 	}
-	kme, sae := kmeID(h.plan.Site), lineSAE(h.plan.Site)
-	for _, c := range []struct {
-		name string
-		root pki.Root
-		req  pki.Request
-	}{
-		{doorPair, pki.SAERoot, pki.Request{CommonName: doorPair, Server: true,
-			DNS: []string{"localhost"}, IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}}},
-		{peerPair, pki.PeerRoot, pki.Request{CommonName: kme, KME: kme, Server: true, Client: true}},
-		{linePair, pki.SAERoot, pki.Request{CommonName: sae, SAE: sae, Client: true}},
-	} {
-		c.req.Life = pki.LeafLife
+	for _, c := range h.wanted() {
 		if _, err := h.auth.Make(c.root, c.name, c.req); err != nil && !errors.Is(err, pki.ErrExists) {
 			return err
 		}
+		step()
 	}
+	return nil
+}
+
+func (h *Home) makeSecrets() error {
 	if err := keyring.NewRootKey(h.Path("secrets", "root.key")); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
+	step()
 	if _, err := os.Lstat(h.seedFile()); errors.Is(err, fs.ErrNotExist) {
 		seed := bundle.NewSignerSeed()
 		defer seed.Clear()
@@ -171,11 +214,12 @@ func (h *Home) make() (err error) {
 			return err
 		}
 	}
-	if err := h.writePeers(); err != nil {
-		return err
-	}
 	return h.openSigner()
 }
+
+// rootFile is the path of the root, or roots, that sign the site's
+// certificates of one kind.
+func (h *Home) rootFile(root pki.Root) string { return h.Path("pki", string(root)+"-ca.crt") }
 
 func (h *Home) seedFile() string { return h.Path("secrets", "site.seed") }
 
@@ -197,7 +241,7 @@ func (h *Home) writePeers() error {
 		return err
 	}
 	slices.Sort(files)
-	list, err := pki.ReadCertificates(h.auth.RootFile(pki.PeerRoot))
+	list, err := pki.ReadCertificates(h.rootFile(pki.PeerRoot))
 	if err != nil {
 		return err
 	}
@@ -213,26 +257,35 @@ func (h *Home) writePeers() error {
 
 // OpenHome opens the site whose file is siteFile.
 func OpenHome(siteFile string) (*Home, error) {
-	h := &Home{dir: filepath.Dir(siteFile)}
-	text, err := os.ReadFile(h.Path("enrol", "site.json"))
-	if err == nil {
-		_, err = os.Stat(siteFile)
-	}
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(siteFile); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("open site %s: %w", siteFile, ErrNoSite)
 	} else if err != nil {
 		return nil, fmt.Errorf("open site: %w", err)
 	}
-	if err := strict(text, &h.plan); err != nil {
-		return nil, fmt.Errorf("open site: read %s: %w", h.Path("enrol", "site.json"), err)
+	h, err := openPlan(filepath.Dir(siteFile))
+	if err == nil && h.plan.CA != External {
+		h.auth, err = pki.Open(h.Path("pki"))
 	}
-	if h.auth, err = pki.Open(h.Path("pki")); err != nil {
-		return nil, fmt.Errorf("open site: %w", err)
-	}
-	if err := h.openSigner(); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("open site: %w", err)
 	}
 	return h, nil
+}
+
+// openPlan reads what was decided about the site in a folder, and its seed.
+func openPlan(dir string) (*Home, error) {
+	h := &Home{dir: dir}
+	path := h.Path("enrol", "site.json")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %s", ErrNoSite, dir)
+	} else if err != nil {
+		return nil, err
+	}
+	if err := strict(text, &h.plan); err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return h, h.openSigner()
 }
 
 // strict decodes one JSON value with known fields and nothing behind it.

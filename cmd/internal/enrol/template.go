@@ -14,6 +14,11 @@ func (h *Home) siteText() []byte {
 		lab = "# This site takes keys of SIMULATED links: they protect nothing. Take the next\n" +
 			"# line out before patients' data passes here.\nlab: true\n"
 	}
+	gone := "  client_crl: pki/sae.crl   # those taken back; read again when it changes\n"
+	if h.plan.CA == External {
+		gone = "  # Those taken back, by SHA-256; read again when it changes. A revocation list of\n" +
+			"  # your CA goes to client_crl.\n  client_deny: pki/deny.txt\n"
+	}
 	at := func(port uint16) string { return netip.AddrPortFrom(h.plan.Address, port).String() }
 	return fmt.Appendf(nil, `# Quietline at site %[1]s, made by quietline init.
 #
@@ -39,8 +44,7 @@ kme:
   certificate: pki/%[5]s.pem # certificate and key in one file: renewed in one step
   key: pki/%[5]s.pem
   client_ca: pki/sae-ca.crt # who signs applications' certificates
-  client_crl: pki/sae.crl   # those taken back; read again when it changes
-  # The door for the key managers of other sites. Another root: no application
+%[9]s  # The door for the key managers of other sites. Another root: no application
   # can pass for a key manager.
   peer_listen: "%[6]s"
   peer_certificate: pki/%[7]s.pem
@@ -59,5 +63,5 @@ saes:
       uri: urn:quietline:sae:%[8]s
 lines: []
 `, h.plan.Site, lab, kmeID(h.plan.Site), doorPort, doorPair, at(peerPort), peerPair,
-		lineSAE(h.plan.Site))
+		lineSAE(h.plan.Site), gone)
 }

@@ -59,6 +59,15 @@ func pendingKey(path string) (*ecdsa.PrivateKey, error) {
 	return key, writeKey(path, key)
 }
 
+// PublicKey is that of the key file of a request.
+func PublicKey(keyPath string) (crypto.PublicKey, error) {
+	key, err := readKey(keyPath)
+	if err != nil {
+		return nil, err
+	}
+	return key.Public(), nil
+}
+
 // ParseCSR reads a PEM or DER request and checks that its sender has the key.
 func ParseCSR(text []byte) (*x509.CertificateRequest, error) {
 	if len(text) > maxCSR {
@@ -169,7 +178,7 @@ func ChainFaults(chain, roots []*x509.Certificate, key crypto.PublicKey, use Use
 		bad("put the leaf first in the file", "the first certificate is a CA's")
 		return faults
 	}
-	if key != nil && !samePublic(key, leaf.PublicKey) {
+	if key != nil && !SamePublic(key, leaf.PublicKey) {
 		bad("have the CA sign the latest request", "it is for the key %.16s…, the request has %.16s…",
 			KeyPrint(leaf.PublicKey), KeyPrint(key))
 	}
@@ -220,26 +229,31 @@ func checkPath(chain, roots []*x509.Certificate, now time.Time,
 		opts.Roots.AddCert(c)
 		subjects = append(subjects, c.Subject.String())
 	}
-	top := chain[0]
 	for _, c := range chain[1:] {
 		opts.Intermediates.AddCert(c)
-		if top.CheckSignatureFrom(c) == nil {
-			top = c
-		}
 	}
 	_, err := chain[0].Verify(opts)
 	if err == nil {
 		return
 	}
-	known := append(append([]*x509.Certificate{}, roots...), chain[1:]...)
-	for _, c := range known {
-		if bytes.Equal(c.RawSubject, top.RawIssuer) && top.CheckSignatureFrom(c) == nil {
-			bad("ask who runs the CA what it may sign", "the path to the root %q is not valid: %v",
-				c.Subject, err)
+	top := chain[0]
+	for _, c := range append([]*x509.Certificate{top}, chain[1:]...) {
+		if c != top && top.CheckSignatureFrom(c) == nil {
+			top = c
+		}
+		if i := slices.IndexFunc(roots, func(r *x509.Certificate) bool {
+			return top.CheckSignatureFrom(r) == nil
+		}); i >= 0 {
+			next := "ask who runs the CA what it may sign"
+			if strings.Contains(err.Error(), "URI with empty host") {
+				// RFC 5280 section 4.2.1.10: a constraint of URIs is one of hosts.
+				next = "our names are URNs, which have no host: take a CA without name constraints"
+			}
+			bad(next, "the path to the root %q is not valid: %v", roots[i].Subject, err)
 			return
 		}
 	}
-	for _, c := range known {
+	for _, c := range append(append([]*x509.Certificate{}, roots...), chain[1:]...) {
 		if bytes.Equal(c.RawSubject, top.RawIssuer) {
 			bad("name the CA that signed it", "no path to a root: %v; one of the right name %q is there "+
 				"and has another key", err, c.Subject)

@@ -27,7 +27,7 @@ type Pair struct {
 
 // Save writes the pair durably; a reader finds the old pair or the new one.
 func (p *Pair) Save(path string) error {
-	if !samePublic(p.Key.Public(), p.Chain[0].PublicKey) {
+	if !SamePublic(p.Key.Public(), p.Chain[0].PublicKey) {
 		return fmt.Errorf("write %s: %w: %s", path, ErrKeyPair, Describe(p.Chain[0]))
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(p.Key)
@@ -77,7 +77,7 @@ func LoadPair(path string) (*Pair, error) {
 		return nil, fmt.Errorf("read %s: no certificate is in it", path)
 	case p.Key == nil:
 		return nil, fmt.Errorf("read %s: no key is in it", path)
-	case !samePublic(p.Key.Public(), p.Chain[0].PublicKey):
+	case !SamePublic(p.Key.Public(), p.Chain[0].PublicKey):
 		return nil, fmt.Errorf("read %s: %w: %s", path, ErrKeyPair, Describe(p.Chain[0]))
 	}
 	return p, nil
@@ -106,7 +106,8 @@ func parseKey(block *pem.Block) (crypto.Signer, error) {
 	return signer, nil
 }
 
-func samePublic(a, b crypto.PublicKey) bool {
+// SamePublic compares two public keys.
+func SamePublic(a, b crypto.PublicKey) bool {
 	k, ok := a.(interface{ Equal(crypto.PublicKey) bool })
 	return ok && k.Equal(b)
 }
@@ -212,7 +213,7 @@ func JoinPair(chain []*x509.Certificate, keyPath string) (*Pair, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s: %w", keyPath, err)
 		}
-		if !samePublic(key.Public(), chain[0].PublicKey) {
+		if !SamePublic(key.Public(), chain[0].PublicKey) {
 			return nil, fmt.Errorf("read %s: %w: it is %.16s…, the certificate's is %.16s…: %s", keyPath,
 				ErrKeyPair, KeyPrint(key.Public()), KeyPrint(chain[0].PublicKey), Describe(chain[0]))
 		}
