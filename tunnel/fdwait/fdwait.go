@@ -1,6 +1,8 @@
-// Package fdwait lets a goroutine that owns a direction of the packet path
-// wait for its descriptor by itself: see [Waiter]. The runtime's poller would
-// wake it through another thread, which costs a hand-over for each batch.
+// Package fdwait holds the descriptors of the packet path, see [Descriptor]: a
+// goroutine that owns a direction waits for its descriptor by itself. The
+// runtime's poller would wake it through another thread, which costs a
+// hand-over for each batch, and merely knowing the descriptor it would wake a
+// thread for nothing at each packet.
 //
 // A caller must keep in mind that a goroutine which waits keeps its processor
 // of the Go scheduler (GOMAXPROCS) for up to [Patience]. One always stays for
@@ -9,7 +11,6 @@ package fdwait
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"runtime"
 	"sync"
@@ -21,29 +22,70 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Waiter waits for one descriptor to become readable, or for the end. One
-// goroutine waits; any may end it.
-type Waiter struct {
-	stop *os.File // the writing end of a pipe; closing it is the end
-	once sync.Once
-	wake *os.File
-	fds  [2]unix.PollFd // here, so that waiting allocates nothing
-	left unix.Timespec  // of Patience
+// Descriptor owns a file descriptor that does not block. One goroutine at a
+// time may wait to read and one to write; any may close.
+//
+// Use it between Enter and Leave, so that Close cannot take the number away
+// from under a system call.
+type Descriptor struct {
+	fd    int
+	end   int          // eventfd, readable for ever once Close has begun
+	use   sync.RWMutex // held for reading between Enter and Leave
+	ended atomic.Bool
+
+	read, write wait
 }
 
-// New returns a waiter.
-func New() (*Waiter, error) {
-	wake, stop, err := os.Pipe()
+// wait is the memory of one direction's waits, so that they allocate nothing.
+type wait struct {
+	fds  [2]unix.PollFd
+	left unix.Timespec // of Patience
+}
+
+// Own takes over fd, which must have been opened with O_NONBLOCK. On error it
+// stays the caller's.
+func Own(fd int) (*Descriptor, error) {
+	end, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
-		return nil, fmt.Errorf("make waiter: %w", err)
+		return nil, os.NewSyscallError("eventfd", err)
 	}
-	w := &Waiter{stop: stop, wake: wake}
-	w.fds[0].Events, w.fds[1].Events = unix.POLLIN, unix.POLLIN
-	w.fds[1].Fd = int32(wake.Fd())
-	return w, nil
+	d := &Descriptor{fd: fd, end: end}
+	for _, w := range []*wait{&d.read, &d.write} {
+		w.fds[0].Fd, w.fds[1] = int32(fd), unix.PollFd{Fd: int32(end), Events: unix.POLLIN}
+	}
+	d.read.fds[0].Events, d.write.fds[0].Events = unix.POLLIN, unix.POLLOUT
+	return d, nil
 }
 
-// Patience is how long Readable waits without telling the Go scheduler. What
+// Enter returns the descriptor for use until Leave; false after Close, and then
+// Leave is not called.
+func (d *Descriptor) Enter() (fd uintptr, open bool) {
+	d.use.RLock()
+	if d.ended.Load() {
+		d.use.RUnlock()
+		return 0, false
+	}
+	return uintptr(d.fd), true
+}
+
+// Leave ends what Enter began.
+func (d *Descriptor) Leave() { d.use.RUnlock() }
+
+// Close ends pending waits, waits until nobody uses the descriptor, and closes
+// it. Closed a second time it says [os.ErrClosed].
+func (d *Descriptor) Close() error {
+	if d.ended.Swap(true) {
+		return os.ErrClosed
+	}
+	// Eight bytes are what eventfd(2) takes; it cannot be full.
+	_, _ = unix.Write(d.end, []byte{1, 1, 1, 1, 1, 1, 1, 0})
+	d.use.Lock()
+	defer d.use.Unlock()
+	_ = unix.Close(d.end)
+	return os.NewSyscallError("close", unix.Close(d.fd))
+}
+
+// Patience is how long a wait goes on without telling the Go scheduler. What
 // comes within costs no more than the poll itself. A wait that the scheduler
 // knows of makes its monitor thread take the processor away after 20 µs and
 // look every 20 µs from then on (runtime.sysmon), and needs a processor anew
@@ -75,11 +117,15 @@ func MakeRoom() {
 
 var makeRoom sync.Once
 
-// Readable waits until fd has something to read or an error to tell; false is
-// the end. It is called while the caller holds fd open, as inside the function
-// of a syscall.RawConn.
-func (w *Waiter) Readable(fd uintptr) bool {
-	w.fds[0].Fd = int32(fd)
+// Readable waits, between Enter and Leave, until there is something to read or
+// an error to tell; false is the end.
+func (d *Descriptor) Readable() bool { return d.read.ready() }
+
+// Writable waits, between Enter and Leave, until something can be written or
+// there is an error to tell; false is the end.
+func (d *Descriptor) Writable() bool { return d.write.ready() }
+
+func (w *wait) ready() bool {
 	ready, err := false, error(nil)
 	if holders.Add(1) <= limit.Load() {
 		ready, err = w.hold()
@@ -98,7 +144,7 @@ func (w *Waiter) Readable(fd uintptr) bool {
 // hold waits for Patience at most and keeps the processor. A collection of
 // garbage that must stop the world sends a signal, which ends the call with
 // EINTR, and finds the goroutine at the next turn of the loop.
-func (w *Waiter) hold() (ready bool, err error) {
+func (w *wait) hold() (ready bool, err error) {
 	w.left = unix.NsecToTimespec(int64(Patience))
 	for {
 		// The kernel leaves in w.left what remains of it.
@@ -119,13 +165,3 @@ func (w *Waiter) hold() (ready bool, err error) {
 //
 //go:noinline
 func yield() {}
-
-// End ends pending and later waits. The descriptor's Close may follow, which
-// waits for whoever holds it.
-func (w *Waiter) End() { w.once.Do(func() { _ = w.stop.Close() }) }
-
-// Close frees what the waiter holds; nobody may wait any more.
-func (w *Waiter) Close() {
-	w.End()
-	_ = w.wake.Close()
-}

@@ -1,66 +1,109 @@
 package fdwait
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// pipe is a pipe and a waiter for its reading end.
-func pipe(t *testing.T) (r, w *os.File, wait *Waiter) {
+// pipe is a pipe that does not block, read by a descriptor.
+func pipe(t *testing.T) (r *Descriptor, w int) {
 	t.Helper()
-	r, w, err := os.Pipe()
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Own(fds[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if wait, err = New(); err != nil {
+	t.Cleanup(func() { _, _ = r.Close(), unix.Close(fds[1]) })
+	return r, fds[1]
+}
+
+// waiting waits in another goroutine; began is closed when that has begun.
+func waiting(d *Descriptor, wait func() bool) (began chan bool, got chan bool) {
+	began, got = make(chan bool), make(chan bool, 1)
+	go func() {
+		_, open := d.Enter()
+		close(began)
+		if !open {
+			got <- false
+			return
+		}
+		defer d.Leave()
+		got <- wait()
+	}()
+	return began, got
+}
+
+func put(t *testing.T, w int) {
+	t.Helper()
+	if _, err := unix.Write(w, []byte("x")); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		wait.Close()
-		_, _ = r.Close(), w.Close()
-	})
-	return r, w, wait
 }
 
 func TestReadable(t *testing.T) {
-	r, w, wait := pipe(t)
-	fd := r.Fd()
-	began, got := make(chan bool), make(chan bool)
-	go func() {
-		close(began)
-		got <- wait.Readable(fd)
-	}()
+	r, w := pipe(t)
+	began, got := waiting(r, r.Readable)
 	<-began
-	if _, err := w.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
+	put(t, w)
 	if !<-got {
 		t.Error("something to read is taken for the end")
 	}
-	if n := testing.AllocsPerRun(100, func() { wait.Readable(fd) }); n != 0 {
+	n := testing.AllocsPerRun(100, func() {
+		if _, open := r.Enter(); open {
+			r.Readable()
+			r.Leave()
+		}
+	})
+	if n != 0 {
 		t.Errorf("%v allocations", n)
-	}
-	_ = w.Close()
-	if !wait.Readable(fd) {
-		t.Error("the end of the pipe is not for the reader to see")
 	}
 }
 
-func TestEnd(t *testing.T) {
-	r, _, wait := pipe(t)
-	fd := r.Fd()
-	began, got := make(chan bool), make(chan bool)
-	go func() {
-		close(began)
-		got <- wait.Readable(fd)
-	}()
+func TestWritable(t *testing.T) {
+	r, fd := pipe(t)
+	w, err := Own(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = unix.Write(fd, make([]byte, 4096)) // until the pipe is full
+	}
+	began, got := waiting(w, w.Writable)
 	<-began
-	wait.End()
-	wait.End()
-	if <-got || wait.Readable(fd) {
-		t.Error("ended, but something is readable")
+	in, _ := r.Enter()
+	buf := make([]byte, 1<<20)
+	if _, err := unix.Read(int(in), buf); err != nil {
+		t.Fatal(err)
+	}
+	r.Leave()
+	if !<-got {
+		t.Error("room to write is taken for the end")
+	}
+}
+
+func TestClose(t *testing.T) {
+	r, _ := pipe(t)
+	began, got := waiting(r, r.Readable)
+	<-began
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if <-got {
+		t.Error("closed, but something is readable")
+	}
+	if _, open := r.Enter(); open {
+		t.Error("closed, but open to enter")
+	}
+	if err := r.Close(); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("closed twice: %v", err)
 	}
 }
 
@@ -71,17 +114,14 @@ func TestReadableLater(t *testing.T) {
 	defer limit.Store(was)
 	for _, most := range []int32{0, 1, 64} {
 		limit.Store(most)
-		r, w, wait := pipe(t)
-		fd, got := r.Fd(), make(chan bool)
-		go func() { got <- wait.Readable(fd) }()
+		r, w := pipe(t)
+		_, got := waiting(r, r.Readable)
 		select {
 		case <-got:
 			t.Fatalf("limit %d: readable, but nothing has come", most)
 		case <-time.After(4 * Patience):
 		}
-		if _, err := w.Write([]byte("x")); err != nil {
-			t.Fatal(err)
-		}
+		put(t, w)
 		if !<-got {
 			t.Errorf("limit %d: something to read is taken for the end", most)
 		}
@@ -94,15 +134,12 @@ func TestReadableLater(t *testing.T) {
 // A waiter that holds its processor does not keep the collector waiting, and
 // what the collector's signals interrupt goes on.
 func TestCollectionWhileWaiting(t *testing.T) {
-	r, w, wait := pipe(t)
-	fd, got := r.Fd(), make(chan bool)
-	go func() { got <- wait.Readable(fd) }()
+	r, w := pipe(t)
+	_, got := waiting(r, r.Readable)
 	for range 20 {
 		runtime.GC()
 	}
-	if _, err := w.Write([]byte("x")); err != nil {
-		t.Fatal(err)
-	}
+	put(t, w)
 	if !<-got {
 		t.Error("something to read is taken for the end")
 	}

@@ -557,7 +557,7 @@ func TestUDPConn(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			local := c.(*udpConn).conn.LocalAddr()
+			local := net.UDPAddrFromAddrPort(c.(*udpConn).local)
 			if err := c.Write(Burst{Data: []byte("onetwosix!"), Size: 3}); err != nil {
 				t.Fatal(err)
 			}

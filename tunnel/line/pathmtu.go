@@ -2,6 +2,7 @@ package line
 
 import (
 	"fmt"
+	"net"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -33,15 +34,15 @@ type routed interface {
 // messages that the kernel believes (RFC 1191, RFC 8201), and forgets after ten
 // minutes what these said (net.ipv4.route.mtu_expires).
 func (u *udpConn) PathMTU() (mtu int, err error) {
-	cerr := u.raw.Control(func(fd uintptr) {
-		if u.six {
-			mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU)
-		} else {
-			mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU)
-		}
-	})
-	if cerr != nil {
-		return 0, cerr
+	fd, open := u.route.Enter()
+	if !open {
+		return 0, net.ErrClosed
+	}
+	defer u.route.Leave()
+	if u.six {
+		mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU)
+	} else {
+		mtu, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU)
 	}
 	// The loopback interface says 65536, which no IP packet has.
 	return min(mtu, maxPacket), os.NewSyscallError("getsockopt", err)
@@ -49,28 +50,27 @@ func (u *udpConn) PathMTU() (mtu int, err error) {
 
 // InnerMTU implements routed.
 func (u *udpConn) InnerMTU(pathMTU int) (int, error) {
-	return wire.InnerMTU(pathMTU, u.remote)
+	return wire.InnerMTU(pathMTU, u.cfg.Remote.Addr())
 }
 
 // AllowFragments implements routed. A burst of several datagrams is never cut,
 // so none is sent as such meanwhile.
-func (u *udpConn) AllowFragments(allow bool) (err error) {
-	cerr := u.raw.Control(func(fd uintptr) {
-		level, option, do, want := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
-			unix.IP_PMTUDISC_DO, unix.IP_PMTUDISC_WANT
-		if u.six {
-			level, option, do, want = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
-				unix.IPV6_PMTUDISC_DO, unix.IPV6_PMTUDISC_WANT
-		}
-		if allow {
-			do = want
-		}
-		err = unix.SetsockoptInt(int(fd), level, option, do)
-	})
-	if cerr != nil {
-		return cerr
+func (u *udpConn) AllowFragments(allow bool) error {
+	fd, open := u.file.Enter()
+	if !open {
+		return net.ErrClosed
 	}
-	if err != nil {
+	defer u.file.Leave()
+	level, option, mode, want := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
+		unix.IP_PMTUDISC_DO, unix.IP_PMTUDISC_WANT
+	if u.six {
+		level, option, mode, want = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
+			unix.IPV6_PMTUDISC_DO, unix.IPV6_PMTUDISC_WANT
+	}
+	if allow {
+		mode = want
+	}
+	if err := unix.SetsockoptInt(int(fd), level, option, mode); err != nil {
 		return fmt.Errorf("set path MTU discovery: %w", err)
 	}
 	u.fragment.Store(allow)

@@ -126,18 +126,18 @@ func TestPathOfTheSocket(t *testing.T) {
 
 // discovery is the socket's mode of path MTU discovery; both families have the
 // same values.
-func discovery(t *testing.T, u *udpConn) (mode int) {
+func discovery(t *testing.T, u *udpConn) int {
 	t.Helper()
 	level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
 	if u.six {
 		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
 	}
-	err := u.raw.Control(func(fd uintptr) {
-		var err error
-		if mode, err = unix.GetsockoptInt(int(fd), level, option); err != nil {
-			t.Error(err)
-		}
-	})
+	fd, open := u.file.Enter()
+	if !open {
+		t.Fatal("closed")
+	}
+	defer u.file.Leave()
+	mode, err := unix.GetsockoptInt(int(fd), level, option)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,7 +1,6 @@
 package line
 
 import (
-	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
@@ -9,90 +8,63 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/quietline/quietline/tunnel/fdwait"
 )
 
-// udpConn is a connected UDP socket: the kernel drops what others send. Bursts
-// go out in one call with UDP_SEGMENT and come in with UDP_GRO where the kernel
-// has them (Linux 4.18 and 5.0).
+// udpConn is a UDP socket of one peer. With a fixed endpoint it is connected,
+// and the kernel drops what others send; a roaming one takes what comes and
+// sends to whoever was adopted last, from the address that one has written to.
+// Bursts go out in one call with UDP_SEGMENT and come in with UDP_GRO where the
+// kernel has them (Linux 4.18 and 5.0).
 type udpConn struct {
-	conn *net.UDPConn
-	raw  syscall.RawConn
+	file *fdwait.Descriptor
+	// route is a connected socket on which the kernel is asked how wide the
+	// path is; file itself, if that is connected.
+	route *fdwait.Descriptor
 
-	waiter *fdwait.Waiter // of the reading goroutine
-
+	cfg     UDP
+	local   netip.AddrPort
 	segment bool         // the kernel knows UDP_SEGMENT
 	refused atomic.Int64 // when it last failed on this route, Unix nanoseconds
 	gather  bool         // the kernel knows UDP_GRO
+	buffers Buffers
 
-	remote   netip.Addr
 	six      bool        // IPv6 outside
 	fragment atomic.Bool // the kernel may cut datagrams into fragments
 
-	in  message // the reading goroutine's
-	mu  sync.Mutex
-	out message // guarded by mu: the lines' loops and owner write
+	target atomic.Pointer[Endpoint] // where to; nil = connected
+	sender Endpoint                 // of the burst read last; the reading goroutine's
+	in     message                  // the reading goroutine's
+	out    [writers]outMessage
+	full   sync.Mutex // held by who waits for the socket to take more
 }
 
-// message is the arguments and results of recvmsg or sendmsg. The function is
-// stored because a closure made on the way would be an allocation a call.
-type message struct {
-	call    func(fd uintptr) bool
-	header  unix.Msghdr
-	iov     unix.Iovec
-	control [64]byte
-	wait    bool // for something to receive
-	n       int
-	errno   syscall.Errno
+// writers is how many goroutines can be in sendmsg at once; more wait.
+const writers = 4
+
+type outMessage struct {
+	mu sync.Mutex
+	message
+}
+
+// Endpoint is where a peer is: its address, and which of ours it writes to.
+type Endpoint struct {
+	Peer netip.AddrPort
+	Own  netip.Addr // the zero Addr lets the routing choose
 }
 
 // retryAfter is how long bursts go out one datagram a call after the kernel
 // has refused one: routes and their MTU change.
 const retryAfter = time.Minute
 
-func newUDP(c *net.UDPConn) (*udpConn, error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	waiter, err := fdwait.New()
-	if err != nil {
-		return nil, err
-	}
-	peer := c.RemoteAddr().(*net.UDPAddr).AddrPort().Addr()
-	u := &udpConn{conn: c, raw: raw, waiter: waiter, remote: peer,
-		six: !peer.Unmap().Is4()}
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		failed = raiseBuffers(int(fd))
-		_, serr := unix.GetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT)
-		u.segment = serr == nil
-		u.gather = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_GRO, 1) == nil
-	})
-	if err == nil {
-		err = failed
-	}
-	if err == nil {
-		err = u.AllowFragments(false)
-	}
-	u.in.call, u.out.call = u.receive, u.send
-	for _, m := range []*message{&u.in, &u.out} {
-		m.header.Iov = &m.iov
-		m.header.SetIovlen(1)
-	}
-	if err != nil {
-		waiter.Close()
-		return nil, err
-	}
-	return u, nil
-}
-
 // Offload tells whether bursts go out and come in with one call now.
 func (u *udpConn) Offload() (send, receive bool) { return u.segments(), u.gather }
+
+// Buffers tells how large the socket's buffers are.
+func (u *udpConn) Buffers() Buffers { return u.buffers }
 
 // segments tells whether UDP_SEGMENT may be used now.
 func (u *udpConn) segments() bool {
@@ -104,79 +76,90 @@ func (u *udpConn) segments() bool {
 }
 
 // Read implements [Conn]. What ICMP reports about earlier datagrams is no
-// error of reading: the peer may be down for a while.
+// error of reading: the peer may be down for a while. The call does not block,
+// so it needs no hand-over of the processor: RawSyscall.
 func (u *udpConn) Read(b *Burst, wait bool) error {
-	m := &u.in
-	m.wait = wait
-	buf := b.Data[:cap(b.Data)]
-	m.iov.Base = unsafe.SliceData(buf)
-	m.iov.SetLen(len(buf))
-	err := u.raw.Read(m.call)
-	m.iov.Base = nil
-	switch {
-	case err != nil:
-		return err
-	case m.errno == unix.EAGAIN:
-		b.Data, b.Size = buf[:0], 0
-		return nil
-	case m.errno == unix.EBADF:
+	fd, open := u.file.Enter()
+	if !open {
 		return net.ErrClosed
-	case m.errno != 0:
-		return os.NewSyscallError("recvmsg", m.errno)
 	}
-	b.Data, b.Size = buf[:m.n], m.n
-	if size := m.segmentSize(); size > 0 {
-		b.Size = size
-	}
-	return nil
-}
-
-// receive is one recvmsg, if asked to after waiting for something to receive. The
-// call does not block, so it needs no hand-over of the processor: RawSyscall.
-func (u *udpConn) receive(fd uintptr) bool {
+	defer u.file.Leave()
 	m := &u.in
-	m.header.Control = &m.control[0]
+	buf := b.Data[:cap(b.Data)]
+	m.data(buf)
 	for {
-		m.header.SetControllen(len(m.control))
-		n, _, errno := syscall.RawSyscall(unix.SYS_RECVMSG, fd,
-			uintptr(unsafe.Pointer(&m.header)), 0)
+		m.receiver(u.cfg.Roam)
+		n, errno := m.call(unix.SYS_RECVMSG, fd)
 		switch {
-		case errno == unix.EAGAIN && m.wait:
-			if !u.waiter.Readable(fd) {
-				m.errno = unix.EBADF
-				return true
+		case errno == 0:
+			u.took(b, buf[:n])
+			return nil
+		case errno == unix.EAGAIN && !wait:
+			b.Data, b.Size = buf[:0], 0
+			return nil
+		case errno == unix.EAGAIN:
+			if !u.file.Readable() {
+				return net.ErrClosed
 			}
-			continue
-		case passing(errno):
-			continue
+		case !passing(errno):
+			return os.NewSyscallError("recvmsg", errno)
 		}
-		m.n, m.errno = int(n), errno
-		return true
 	}
 }
 
-// segmentSize reads the UDP_GRO control message; 0 if there is none.
-func (m *message) segmentSize() int {
-	const head = unix.SizeofCmsghdr
-	c := m.control[:m.header.Controllen]
-	if len(c) < head+4 {
-		return 0
+// took describes what has been received.
+func (u *udpConn) took(b *Burst, data []byte) {
+	said := u.in.parse()
+	b.Data, b.Size, b.TOS = data, len(data), said.tos
+	if said.size > 0 {
+		b.Size = said.size
 	}
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&c[0]))
-	if h.Level != unix.SOL_UDP || h.Type != unix.UDP_GRO {
-		return 0
+	if u.cfg.Roam {
+		u.sender = Endpoint{Peer: u.in.peer(), Own: said.own}
 	}
-	return int(binary.NativeEndian.Uint32(c[head:]))
+}
+
+// Sender implements roaming.
+func (u *udpConn) Sender() Endpoint { return u.sender }
+
+// Adopt implements roaming.
+func (u *udpConn) Adopt() (Endpoint, bool) {
+	if !u.cfg.Roam || u.sender == *u.target.Load() {
+		return Endpoint{}, false
+	}
+	now := u.sender
+	u.target.Store(&now)
+	u.refused.Store(0) // it is another route
+	u.reroute(now.Peer)
+	return now, true
+}
+
+// Remote is where the peer is now.
+func (u *udpConn) Remote() netip.AddrPort {
+	if to := u.target.Load(); to != nil {
+		return to.Peer
+	}
+	return u.cfg.Remote
 }
 
 // Write implements [Conn].
-func (u *udpConn) Write(b Burst) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
+func (u *udpConn) Write(b Burst) error { return u.WriteTo(b, u.target.Load()) }
+
+// WriteTo implements roaming; to is nil on a connected socket.
+func (u *udpConn) WriteTo(b Burst, to *Endpoint) error {
+	fd, open := u.file.Enter()
+	if !open {
+		return net.ErrClosed
+	}
+	defer u.file.Leave()
+	m := u.lockOut()
+	defer m.mu.Unlock()
+	m.address(to)
+	defer m.data(nil)
 	if len(b.Data) > b.Size && u.segments() && !u.fragment.Load() {
-		err := u.sendmsg(b.Data, b.Size)
-		if err != unix.EIO && err != unix.EINVAL {
-			return result(err)
+		errno := u.send(fd, m, b.Data, b.Size, b.TOS, to)
+		if errno != unix.EIO && errno != unix.EINVAL {
+			return result(errno)
 		}
 		// The device of this route cannot make the checksums, or the route's
 		// MTU is below a segment.
@@ -184,70 +167,85 @@ func (u *udpConn) Write(b Burst) error {
 	}
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
-		if err := u.sendmsg(data[:n], 0); err != nil {
-			return result(err)
+		errno := u.send(fd, m, data[:n], 0, b.TOS, to)
+		if errno == unix.EINVAL && to != nil && to.Own.IsValid() {
+			// The address that the peer wrote to is no longer ours.
+			next := Endpoint{Peer: to.Peer}
+			u.target.CompareAndSwap(to, &next)
+			to = &next
+			continue
+		}
+		if errno != 0 {
+			return result(errno)
 		}
 		data = data[n:]
 	}
 	return nil
 }
 
+// lockOut is a message that nobody else uses now.
+func (u *udpConn) lockOut() *outMessage {
+	for i := range u.out[:writers-1] {
+		if m := &u.out[i]; m.mu.TryLock() {
+			return m
+		}
+	}
+	m := &u.out[writers-1]
+	m.mu.Lock()
+	return m
+}
+
 // result names the call in an error of it.
-func result(err error) error {
-	if errno, ok := err.(syscall.Errno); ok {
-		return os.NewSyscallError("sendmsg", errno)
+func result(errno syscall.Errno) error {
+	if errno == 0 {
+		return nil
 	}
-	return err
+	return os.NewSyscallError("sendmsg", errno)
 }
 
-// sendmsg sends data as one datagram, or as datagrams of size bytes.
-func (u *udpConn) sendmsg(data []byte, size int) error {
-	m := &u.out
-	m.iov.Base = unsafe.SliceData(data)
-	m.iov.SetLen(len(data))
-	m.setSegmentSize(size)
-	err := u.raw.Write(m.call)
-	if err == nil && m.errno == unix.ECONNREFUSED {
-		// That was the fate of an earlier one; this one has not been sent.
-		err = u.raw.Write(m.call)
+// send sends data as one datagram, or as datagrams of size bytes.
+func (u *udpConn) send(fd uintptr, m *outMessage, data []byte, size int, tos uint8,
+	to *Endpoint) syscall.Errno {
+	m.data(data)
+	m.beginControl()
+	if size != 0 {
+		m.addSegments(size)
 	}
-	m.iov.Base = nil
-	if err == nil && m.errno != 0 {
-		return m.errno
+	if tos != 0 {
+		m.addTOS(u.six, tos)
 	}
-	return err
-}
-
-// setSegmentSize writes the UDP_SEGMENT control message; none for 0.
-func (m *message) setSegmentSize(size int) {
-	if size == 0 {
-		m.header.Control = nil
-		m.header.SetControllen(0)
-		return
+	if to != nil && to.Own.IsValid() {
+		m.addSource(to.Own)
 	}
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.control[0]))
-	h.Level, h.Type = unix.SOL_UDP, unix.UDP_SEGMENT
-	h.SetLen(unix.CmsgLen(2))
-	binary.NativeEndian.PutUint16(m.control[unix.SizeofCmsghdr:], uint16(size))
-	m.header.Control = &m.control[0]
-	m.header.SetControllen(unix.CmsgSpace(2))
-}
-
-// send is one sendmsg; false asks the runtime to wait.
-func (u *udpConn) send(fd uintptr) bool {
-	m := &u.out
+	again := true
 	for {
-		_, _, m.errno = syscall.RawSyscall(unix.SYS_SENDMSG, fd,
-			uintptr(unsafe.Pointer(&m.header)), 0)
-		if m.errno != unix.EINTR {
-			return m.errno != unix.EAGAIN
+		_, errno := m.call(unix.SYS_SENDMSG, fd)
+		switch {
+		case errno == unix.EINTR:
+		case errno == unix.EAGAIN:
+			if !u.waitOut() {
+				return unix.EBADF
+			}
+		case errno == unix.ECONNREFUSED && again:
+			again = false // that was the fate of an earlier one; this one has not been sent
+		default:
+			return errno
 		}
 	}
 }
 
+// waitOut waits until the socket takes more. One goroutine at a time may wait;
+// the others go on trying after it.
+func (u *udpConn) waitOut() bool {
+	u.full.Lock()
+	defer u.full.Unlock()
+	return u.file.Writable()
+}
+
 // Close implements [Conn].
 func (u *udpConn) Close() error {
-	u.waiter.End()
-	defer u.waiter.Close()
-	return u.conn.Close() // waits until nobody reads
+	if u.route != u.file {
+		_ = u.route.Close()
+	}
+	return u.file.Close() // waits until nobody uses it
 }

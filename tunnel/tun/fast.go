@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"unsafe"
@@ -28,70 +29,106 @@ const (
 	featUSO  = unix.TUN_F_USO4 | unix.TUN_F_USO6 // Linux 6.2
 )
 
-// fast is a TUN device that hands over super-frames whole.
+// fast is a TUN device that hands over super-frames whole, by one queue or
+// several.
 type fast struct {
-	file  *os.File
-	raw   syscall.RawConn
-	link  *link
-	caps  tunnel.Caps // but for the MTU
-	mtu   atomic.Int64
-	split atomic.Uint64 // super-frames that the kernel refused
-	shut  atomic.Bool
+	link   *link
+	queues []tunnel.Queue // of *fastQueue
+	caps   tunnel.Caps    // but for the MTU
+	mtu    atomic.Int64
+	split  atomic.Uint64 // frames that went in as finished packets
 
-	// One goroutine reads and one writes, so each side has scratch of its own.
-	// The functions are stored because a closure made on the way would be an
-	// allocation a call.
-	in, out ioState
-	waiter  *fdwait.Waiter // of the reading goroutine
+	offload Offload
+	closed  atomic.Bool
 }
 
-// ioState is the scratch of one side: the arguments and results of its system
-// call.
+// fastQueue is one descriptor of the device. The kernel keeps a flow on the
+// queue on which its answers come in. One goroutine reads and one writes, so
+// each side has scratch of its own.
+type fastQueue struct {
+	device  *fast
+	file    *fdwait.Descriptor
+	in, out ioState
+}
+
+// ioState is the scratch of one side: the arguments of its system call.
 type ioState struct {
-	call   func(fd uintptr) bool
 	header [vnetLen]byte
 	iov    [2]unix.Iovec
-	frames []tunnel.Frame
-	n      int
-	errno  syscall.Errno
 	packet []byte // a segment, when the kernel refuses a super-frame
 }
 
 // openFast opens the offload back end.
 func openFast(cfg Config) (*fast, error) {
-	file, name, features, why, err := openVnet(cfg.Name)
-	if err != nil {
-		return nil, err
+	n, whyQueues := cfg.queues()
+	d := &fast{offload: cfg.Offload}
+	features, why := 0, ""
+	for len(d.queues) < n {
+		file, name, f, w, err := openVnet(cfg, n > 1, len(d.queues) > 0, features)
+		if err != nil {
+			return nil, errors.Join(err, d.closeQueues())
+		}
+		q := &fastQueue{device: d, file: file}
+		q.in.iov[0].Base, q.out.iov[0].Base = &q.in.header[0], &q.out.header[0]
+		q.in.iov[0].SetLen(vnetLen)
+		q.out.iov[0].SetLen(vnetLen)
+		d.queues = append(d.queues, q)
+		cfg.Name, features, why = name, f, w
 	}
-	cfg.Name = name
 	l, err := setUp(cfg)
 	if err != nil {
-		_ = file.Close()
-		return nil, err
+		return nil, errors.Join(err, d.closeQueues())
 	}
 	l.fitSuperFrames(cfg.MTU)
-	d := &fast{file: file, link: l}
-	d.caps = tunnel.Caps{Name: name, Backend: "fast", Offload: features&featTSO != 0,
-		UDP: features&featUSO != 0, Reason: why}
+	d.link = l
+	d.caps = tunnel.Caps{Name: cfg.Name, Backend: "fast", Offload: features&featTSO != 0,
+		UDP: features&featUSO != 0, Reason: why + "; " + whyQueues}
 	d.mtu.Store(int64(cfg.MTU))
-	if d.waiter, err = fdwait.New(); err == nil {
-		d.raw, err = file.SyscallConn()
-	}
-	if err != nil {
-		l.handle.Close()
-		_ = file.Close()
-		return nil, err
-	}
-	d.in.call, d.out.call = d.readSome, d.writeSome
-	d.in.iov[0].Base, d.out.iov[0].Base = &d.in.header[0], &d.out.header[0]
-	d.in.iov[0].SetLen(vnetLen)
-	d.out.iov[0].SetLen(vnetLen)
 	return d, nil
 }
 
+func (d *fast) closeQueues() (err error) {
+	for _, q := range d.queues {
+		err = errors.Join(err, q.(*fastQueue).file.Close())
+	}
+	return err
+}
+
+// step is a set of offloads.
+type step struct {
+	features int
+	why      string
+}
+
+// steps are the sets of offloads to ask for, the best first.
+func (o Offload) steps() []step {
+	switch {
+	case o.NoChecksum:
+		return []step{{0, "checksum offload is switched off, and the others with it"}}
+	case o.NoTSO && o.NoUSO:
+		return []step{{featCsum, "TCP and UDP offload are switched off"}, {0, "kernel takes no offload"}}
+	case o.NoTSO:
+		// The kernel ties UDP's to TCP's (set_offload of drivers/net/tun.c).
+		return []step{{featCsum, "TCP offload is switched off, and UDP's with it"},
+			{0, "kernel takes no offload"}}
+	}
+	list := []step{
+		{featCsum | featTSO | featECN | featUSO, "kernel takes TCP, ECN and UDP offload"},
+		{featCsum | featTSO | featECN, "kernel takes TCP and ECN offload, not UDP"},
+		{featCsum | featTSO, "kernel takes TCP offload, neither ECN nor UDP"},
+		{0, "kernel takes no offload"},
+	}
+	if o.NoUSO {
+		list = list[1:]
+		list[0].why = "kernel takes TCP and ECN offload; UDP offload is switched off"
+	}
+	return list
+}
+
 // openVnet makes an interface with a virtio header and as many offloads as the
-// kernel takes.
-func openVnet(name string) (f *os.File, made string, features int, why string, err error) {
+// kernel takes, or opens one more queue of it, with the features that it has.
+func openVnet(cfg Config, multi, more bool, has int) (d *fdwait.Descriptor, made string,
+	features int, why string, err error) {
 	fd, err := unix.Open(node, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, "", 0, "", &os.PathError{Op: "open", Path: node, Err: err}
@@ -101,32 +138,33 @@ func openVnet(name string) (f *os.File, made string, features int, why string, e
 			_ = unix.Close(fd)
 		}
 	}()
-	ifr, err := unix.NewIfreq(name)
+	ifr, err := unix.NewIfreq(cfg.Name)
 	if err != nil {
 		return nil, "", 0, "", err
 	}
-	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	flags := uint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if multi {
+		flags |= unix.IFF_MULTI_QUEUE
+	}
+	ifr.SetUint16(flags)
 	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
 		return nil, "", 0, "", fmt.Errorf("make interface with virtio header: %w", err)
 	}
-	for _, step := range []struct {
-		features int
-		why      string
-	}{
-		{featCsum | featTSO | featECN | featUSO, "kernel takes TCP, ECN and UDP offload"},
-		{featCsum | featTSO | featECN, "kernel takes TCP and ECN offload, not UDP"},
-		{featCsum | featTSO, "kernel takes TCP offload, neither ECN nor UDP"},
-		{0, "kernel takes no offload"},
-	} {
-		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, step.features); err == nil {
-			return os.NewFile(uintptr(fd), node), ifr.Name(), step.features, step.why, nil
+	list := cfg.Offload.steps()
+	if more {
+		list = slices.DeleteFunc(list, func(s step) bool { return s.features != has })
+	}
+	for _, s := range list {
+		if err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, s.features); err == nil {
+			d, err = fdwait.Own(fd)
+			return d, ifr.Name(), s.features, s.why, err
 		}
 	}
 	return nil, "", 0, "", fmt.Errorf("set offload: %w", err)
 }
 
 // Queues implements [tunnel.Device].
-func (d *fast) Queues() []tunnel.Queue { return []tunnel.Queue{d} }
+func (d *fast) Queues() []tunnel.Queue { return d.queues }
 
 // Caps implements [tunnel.Device].
 func (d *fast) Caps() tunnel.Caps {
@@ -147,43 +185,10 @@ func (d *fast) SetMTU(mtu int) error {
 
 // Close implements [tunnel.Device].
 func (d *fast) Close() error {
-	d.shut.Store(true)
-	d.waiter.End()
-	d.link.handle.Close()
-	defer d.waiter.Close()
-	return d.file.Close() // waits until nobody reads
-}
-
-// ReadBatch implements [tunnel.Queue]: it waits for one frame and takes what
-// else is there.
-func (d *fast) ReadBatch(frames []tunnel.Frame) (int, error) {
-	if len(frames) == 0 {
-		return 0, nil
+	if !d.closed.Swap(true) {
+		d.link.handle.Close()
 	}
-	s := &d.in
-	s.frames, s.n, s.errno = frames, 0, 0
-	err := d.raw.Read(s.call)
-	err = d.result(err, "read", s.errno) // not in one: the call sets errno
-	s.frames = nil
-	if s.n > 0 {
-		return s.n, nil // an error comes again
-	}
-	if err == nil {
-		err = os.ErrClosed // nothing read, nothing wrong: the waiter has ended
-	}
-	return 0, err
-}
-
-// result is the outcome of a system call: err is the runtime's, which names a
-// closed file in a way that only it knows.
-func (d *fast) result(err error, call string, errno syscall.Errno) error {
-	switch {
-	case err != nil && d.shut.Load():
-		return os.ErrClosed
-	case err == nil && errno != 0:
-		return os.NewSyscallError(call, errno)
-	}
-	return err
+	return d.closeQueues() // waits until nobody reads
 }
 
 // enough is how many bytes a batch has at least before it is handed over though
@@ -192,13 +197,18 @@ func (d *fast) result(err error, call string, errno syscall.Errno) error {
 // while the next is read.
 const enough = 1 << 15
 
-// readSome reads until the device is empty, the frames are full or there is
-// enough, and waits for the first frame. The calls do not block, so they need no hand-over of the
-// processor: RawSyscall.
-func (d *fast) readSome(fd uintptr) bool {
-	s := &d.in
-	for total := 0; s.n < len(s.frames) && total < enough; {
-		f := &s.frames[s.n]
+// ReadBatch implements [tunnel.Queue]: it waits for one frame and takes what
+// else is there, until the frames are full or there is enough. The calls do not
+// block, so they need no hand-over of the processor: RawSyscall.
+func (q *fastQueue) ReadBatch(frames []tunnel.Frame) (got int, err error) {
+	fd, open := q.file.Enter()
+	if !open {
+		return 0, os.ErrClosed
+	}
+	defer q.file.Leave()
+	s := &q.in
+	for total := 0; got < len(frames) && total < enough; {
+		f := &frames[got]
 		buf := f.Data[:cap(f.Data)]
 		s.iov[1].Base = unsafe.SliceData(buf)
 		s.iov[1].SetLen(len(buf))
@@ -206,23 +216,26 @@ func (d *fast) readSome(fd uintptr) bool {
 		switch {
 		case errno == unix.EINTR:
 			continue
+		case errno == unix.EAGAIN && got > 0:
+			return got, nil
 		case errno == unix.EAGAIN:
-			if s.n > 0 || !d.waiter.Readable(fd) {
-				return true
+			if !q.file.Readable() {
+				return 0, os.ErrClosed
 			}
 			continue
+		case errno != 0 && got > 0:
+			return got, nil // it comes again
 		case errno != 0:
-			s.errno = errno
-			return true
+			return 0, os.NewSyscallError("read", errno)
 		case n <= vnetLen:
 			continue // no packet
 		}
 		f.Data = buf[:n-vnetLen]
 		f.GSO = readHeader(&s.header)
-		s.n++
+		got++
 		total += len(f.Data)
 	}
-	return true
+	return got, nil
 }
 
 // readHeader reads struct virtio_net_hdr, which is in the host's byte order.
@@ -248,12 +261,24 @@ func writeHeader(h *[vnetLen]byte, g tunnel.GSO) {
 // WriteBatch implements [tunnel.Queue]: one call a frame. A super-frame that
 // the kernel refuses (regressions in its checks have been seen in the field)
 // goes in as packets.
-func (d *fast) WriteBatch(frames []tunnel.Frame) (int, error) {
-	for i, f := range frames {
-		err := d.write(f)
-		if errors.Is(err, unix.EINVAL) && f.GSO.Type != segment.None {
-			d.split.Add(1)
-			err = d.writeSplit(f)
+func (q *fastQueue) WriteBatch(frames []tunnel.Frame) (int, error) {
+	fd, open := q.file.Enter()
+	if !open {
+		return 0, os.ErrClosed
+	}
+	defer q.file.Leave()
+	for i := range frames {
+		err := error(unix.EINVAL)
+		off := q.device.switchedOff(frames[i].GSO)
+		if !off {
+			err = q.write(fd, &frames[i])
+		}
+		if off || err == unix.EINVAL && frames[i].GSO.Type != segment.None {
+			q.device.split.Add(1)
+			err = q.writeSplit(fd, frames[i])
+		}
+		if errno, ok := err.(syscall.Errno); ok {
+			err = os.NewSyscallError("write", errno)
 		}
 		if err != nil {
 			return i, err
@@ -262,36 +287,45 @@ func (d *fast) WriteBatch(frames []tunnel.Frame) (int, error) {
 	return len(frames), nil
 }
 
-func (d *fast) writeSplit(f tunnel.Frame) error {
-	if d.out.packet == nil {
-		d.out.packet = make([]byte, 0, maxMTU)
+func (q *fastQueue) writeSplit(fd uintptr, f tunnel.Frame) error {
+	if q.out.packet == nil {
+		q.out.packet = make([]byte, 0, maxMTU)
 	}
-	return segment.Split(f, d.out.packet, func(p []byte) error {
-		return d.write(tunnel.Frame{Data: p})
+	return segment.Split(f, q.out.packet, func(p []byte) error {
+		return q.write(fd, &tunnel.Frame{Data: p})
 	})
 }
 
-func (d *fast) write(f tunnel.Frame) error {
-	s := &d.out
+// write is one call; its error is a syscall.Errno or os.ErrClosed.
+func (q *fastQueue) write(fd uintptr, f *tunnel.Frame) error {
+	s := &q.out
 	writeHeader(&s.header, f.GSO)
 	s.iov[1].Base = unsafe.SliceData(f.Data)
 	s.iov[1].SetLen(len(f.Data))
-	s.errno = 0
-	err := d.raw.Write(s.call)
-	s.iov[1].Base = nil
-	return d.result(err, "write", s.errno)
-}
-
-func (d *fast) writeSome(fd uintptr) bool {
-	s := &d.out
 	for {
-		_, _, s.errno = syscall.RawSyscall(unix.SYS_WRITEV, fd,
-			uintptr(unsafe.Pointer(&s.iov[0])), 2)
-		if s.errno != unix.EINTR {
-			return s.errno != unix.EAGAIN
+		_, _, errno := syscall.RawSyscall(unix.SYS_WRITEV, fd, uintptr(unsafe.Pointer(&s.iov[0])), 2)
+		switch {
+		case errno == 0:
+			return nil
+		case errno == unix.EAGAIN && !q.file.Writable():
+			return os.ErrClosed
+		case errno != unix.EAGAIN && errno != unix.EINTR:
+			return errno
 		}
 	}
 }
 
-// Split is how many super-frames the kernel refused and got as packets.
+// switchedOff tells whether a frame of such a kind is not to go in as it is.
+func (d *fast) switchedOff(g tunnel.GSO) bool {
+	switch g.Type &^ segment.ECN {
+	case segment.None:
+		return d.offload.NoChecksum && g.Flags&segment.NeedsChecksum != 0
+	case segment.UDP:
+		return d.offload.NoUSO || d.offload.NoTSO || d.offload.NoChecksum
+	}
+	return d.offload.NoTSO || d.offload.NoChecksum
+}
+
+// Split is how many frames went in as finished packets, because the kernel
+// refused them or their offload is switched off.
 func (d *fast) Split() uint64 { return d.split.Load() }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -34,6 +35,41 @@ type Config struct {
 	// Backend is "auto" or empty, which takes the best that works here, or the
 	// name of one.
 	Backend string
+	// Queues of the fast back end, each read by a goroutine of its own; 0 lets
+	// it choose, 1 to MaxQueues.
+	Queues  int
+	Offload Offload // of the fast back end
+}
+
+// Offload switches off what a kernel or its drivers do wrong. The zero value
+// takes all that there is.
+type Offload struct {
+	NoTSO      bool // no super-frames of TCP; UDP's go with them
+	NoUSO      bool // no super-frames of UDP
+	NoChecksum bool // checksums are finished by the sending host; no super-frames
+}
+
+// MaxQueues is the most queues that a device may have: far above the number of
+// cores that one line can use.
+const MaxQueues = 16
+
+// perQueue is how many processors the machine has for each queue that the
+// device takes by itself. A queue is a core that seals; the host's own TCP, the
+// direction that opens, and the load need as much again and more.
+const perQueue = 4
+
+// autoQueues bounds what the device takes by itself: one core seals 12 Gbit/s
+// or so, and the direction that opens has one core alone.
+const autoQueues = 4
+
+// queues is how many queues to open, and why.
+func (c Config) queues() (n int, why string) {
+	if c.Queues > 0 {
+		return c.Queues, fmt.Sprintf("%d queues as asked for", c.Queues)
+	}
+	cores := runtime.NumCPU()
+	n = min(max(cores/perQueue, 1), autoQueues)
+	return n, fmt.Sprintf("queues: %d on %d processors", n, cores)
 }
 
 const (
@@ -94,6 +130,9 @@ func (c Config) check() error {
 		if err := checkMTU(c.MTU, p.Addr()); err != nil {
 			return err
 		}
+	}
+	if c.Queues < 0 || c.Queues > MaxQueues {
+		return fmt.Errorf("%w: %d queues are not 0 to %d", ErrConfig, c.Queues, MaxQueues)
 	}
 	return checkMTU(c.MTU, netip.IPv4Unspecified())
 }

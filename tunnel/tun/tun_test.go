@@ -284,6 +284,7 @@ func TestOpenRefuses(t *testing.T) {
 		"MTU for IPv6":  change(func(c *Config) { c.MTU = 1279 }),
 		"huge MTU":      change(func(c *Config) { c.MTU = 65536 }),
 		"zero address":  change(func(c *Config) { c.Addresses = []netip.Prefix{{}} }),
+		"queues":        change(func(c *Config) { c.Queues = MaxQueues + 1 }),
 		"IPv6 by route": change(func(c *Config) { c.MTU, c.Addresses = 600, nil }),
 	}
 	for name, cfg := range tests {
@@ -300,6 +301,119 @@ func TestAutoTakesFast(t *testing.T) {
 	defer d.Close()
 	if c := d.Caps(); c.Backend != "fast" || c.Reason == "" {
 		t.Errorf("auto took %+v; a kernel of the last ten years has what fast needs", c)
+	}
+}
+
+// Several queues take the flows in turn, and each is read and written.
+func TestQueues(t *testing.T) {
+	cfg := testConfig()
+	cfg.Backend, cfg.Queues = "fast", 3
+	d, ns := open(t, cfg)
+	defer d.Close()
+	if n := len(d.Queues()); n != 3 || !strings.Contains(d.Caps().Reason, "3 queues as asked for") {
+		t.Fatalf("%d queues: %s", n, d.Caps().Reason)
+	}
+	const flows = 60
+	came := make(chan int, flows)
+	for i, q := range d.Queues() {
+		go func() {
+			for {
+				frames := []tunnel.Frame{{Data: make([]byte, 0, 2000)}}
+				if _, err := q.ReadBatch(frames); err != nil {
+					return
+				}
+				came <- i
+			}
+		}()
+	}
+	for range flows {
+		conn, err := ns.Dial(t.Context(), "udp", "203.0.113.9:7")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := conn.Write([]byte("a flow of its own")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	by := map[int]int{}
+	for range flows {
+		by[<-came]++
+	}
+	if len(by) < 2 {
+		t.Errorf("packets by queue: %v", by)
+	}
+	conn, err := ns.ListenPacket("udp", "198.51.100.1:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for _, q := range d.Queues() {
+		if _, err := q.WriteBatch([]tunnel.Frame{udpSuperFrame(500)}); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 2000)
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, _, err := conn.ReadFrom(buf); n != 500 || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+	}
+}
+
+func TestQueuesByMachine(t *testing.T) {
+	n, why := Config{}.queues()
+	if n < 1 || n > autoQueues || why == "" {
+		t.Errorf("%d queues: %q", n, why)
+	}
+}
+
+// With an offload switched off the device says so, and what a peer sends with
+// it comes to the host as finished packets.
+func TestOffloadSwitches(t *testing.T) {
+	for name, test := range map[string]struct {
+		off      Offload
+		tcp, udp bool
+	}{
+		"all on":   {Offload{}, true, true},
+		"uso":      {Offload{NoUSO: true}, true, false},
+		"tso":      {Offload{NoTSO: true}, false, false},
+		"tso, uso": {Offload{NoTSO: true, NoUSO: true}, false, false},
+		"checksum": {Offload{NoChecksum: true}, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig()
+			cfg.Backend, cfg.Offload = "fast", test.off
+			d, ns := open(t, cfg)
+			defer d.Close()
+			if c := d.Caps(); c.Offload != test.tcp || c.UDP && !test.udp ||
+				!strings.Contains(c.Reason, "off") && test.off != (Offload{}) {
+				t.Errorf("%+v", c)
+			}
+			conn, err := ns.ListenPacket("udp", "198.51.100.1:7")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			if _, err := d.Queues()[0].WriteBatch([]tunnel.Frame{udpSuperFrame(3500)}); err != nil {
+				t.Fatal(err)
+			}
+			if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			got, buf := 0, make([]byte, 2000)
+			for got < 3500 {
+				n, _, err := conn.ReadFrom(buf)
+				if err != nil {
+					t.Fatalf("after %d bytes: %v", got, err)
+				}
+				got += n
+			}
+			if split := d.(*fast).Split(); test.udp != (split == 0) {
+				t.Errorf("%d frames went in as packets", split)
+			}
+		})
 	}
 }
 
