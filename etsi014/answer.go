@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -11,10 +12,13 @@ import (
 	"github.com/quietline/quietline/secret"
 )
 
-// answer is a response ready to be written. It owns body; write clears it.
+// answer is a response ready to be written. It owns its buffer; write clears
+// it.
 type answer struct {
 	code       int
-	body       []byte
+	body       []byte // of whole, after room
+	whole      []byte
+	room       int // for an answer's head before its body
 	keys, bits int // delivered by the body
 }
 
@@ -27,18 +31,26 @@ var (
 	smallBody = sync.Pool{New: func() any { return new([smallSize]byte) }}
 )
 
-// smallSize holds an answer of up to eight 4,096-bit keys, or 60 of 256 bits.
-const smallSize = 6 << 10
+// headRoom holds the head of an answer with keys; it has some 170 bytes.
+const headRoom = 512
 
-// write sends the answer and wipes its body. What net/http and crypto/tls hold
-// in buffers of their own is beyond reach; flushing keeps that time short and
+// smallSize holds an answer of up to eight 4,096-bit keys, or 60 of 256 bits.
+const smallSize = headRoom + 6<<10
+
+// write sends the answer and wipes its body. An answer with keys goes to the
+// connection in one piece with its head, past the buffers of net/http, and
+// crypto/tls seals it into a buffer of its own: no copy is left. On a
+// connection that is not of Serve net/http's buffers keep copies; flushing
 // tells whether the answer left.
-func (a answer) write(w http.ResponseWriter, r *http.Request) error {
+func (a answer) write(w http.ResponseWriter, r *http.Request, over *begun) error {
 	h := w.Header()
 	h["Content-Type"], h["Cache-Control"], h["X-Content-Type-Options"] = jsonType, noStore, noSniff
 	h["Content-Length"] = []string{strconv.Itoa(len(a.body))}
-	w.WriteHeader(a.code)
 	defer a.free()
+	if a.keys > 0 && over != nil && over.conn != nil {
+		return a.writePast(w, over.conn)
+	}
+	w.WriteHeader(a.code)
 	if r.Method == http.MethodHead {
 		return nil
 	}
@@ -53,19 +65,42 @@ func (a answer) write(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// writePast has net/http write the head, which the connection holds, and hand
+// the body to the connection itself.
+func (a answer) writePast(w http.ResponseWriter, c *conn) error {
+	from, ok := w.(io.ReaderFrom)
+	if !ok {
+		return fmt.Errorf("write answer: %w", errCopied)
+	}
+	c.holds = true
+	defer func() { c.holds, c.held = false, c.held[:0] }()
+	w.WriteHeader(a.code)
+	if err := http.NewResponseController(w).Flush(); err != nil {
+		return fmt.Errorf("write answer: %w", err)
+	}
+	body := &keyBody{a: a}
+	if _, err := from.ReadFrom(body); err != nil {
+		return fmt.Errorf("write answer: %w", err)
+	}
+	if !body.sent { // a HEAD, or a code without a body: neither has keys
+		return fmt.Errorf("write answer: %w", errCopied)
+	}
+	return nil
+}
+
 func (a answer) free() {
 	secret.Wipe(a.body)
-	if cap(a.body) == smallSize {
-		smallBody.Put((*[smallSize]byte)(a.body[:smallSize]))
+	if len(a.whole) == smallSize {
+		smallBody.Put((*[smallSize]byte)(a.whole))
 	}
 }
 
-// bodyBuffer returns an empty buffer with room for n bytes.
+// bodyBuffer returns a buffer with room for a head and n bytes.
 func bodyBuffer(n int) []byte {
-	if n <= smallSize {
-		return smallBody.Get().(*[smallSize]byte)[:0]
+	if headRoom+n <= smallSize {
+		return smallBody.Get().(*[smallSize]byte)[:]
 	}
-	return make([]byte, 0, n)
+	return make([]byte, headRoom+n)
 }
 
 // keyAnswer encodes a container that holds want keys, and clears it. The
@@ -83,8 +118,9 @@ func keyAnswer(c Container, want int) (answer, error) {
 		}
 		ext = b
 	}
-	a := answer{code: http.StatusOK, keys: len(c.Keys)}
-	a.body = appendContainer(bodyBuffer(containerLen(c, ext)), c, ext)
+	a := answer{code: http.StatusOK, keys: len(c.Keys), room: headRoom}
+	a.whole = bodyBuffer(containerLen(c, ext))
+	a.body = appendContainer(a.whole[headRoom:headRoom], c, ext)
 	for _, k := range c.Keys {
 		a.bits += 8 * k.Bits.Len()
 	}

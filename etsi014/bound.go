@@ -2,7 +2,6 @@ package etsi014
 
 import (
 	"container/list"
-	"crypto/tls"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,6 +21,11 @@ type Bounds struct {
 	// network) that has the most of them is closed, so that a flood costs its
 	// own address and not the others.
 	Newcomers int
+	// Handshakes is how many of one address (IPv6: the /64 network) may be
+	// under way; 8, as many as the door is measured with. Others of that address
+	// wait for their turn, so that of a flood not more than these compete with
+	// a client of another address.
+	Handshakes int
 }
 
 func (b Bounds) withDefaults() Bounds {
@@ -31,13 +35,16 @@ func (b Bounds) withDefaults() Bounds {
 	if b.Newcomers <= 0 {
 		b.Newcomers = 512
 	}
+	if b.Handshakes <= 0 {
+		b.Handshakes = 8
+	}
 	return b
 }
 
-// Bound makes a server of NewServer keep to bounds. It is called before s
-// serves; a ConnState hook that s has keeps working.
-func Bound(s *http.Server, bounds Bounds) {
-	b := &bound{Bounds: bounds.withDefaults(), at: make(map[net.Conn]place),
+// bind makes a server keep to bounds. A ConnState hook that s has keeps
+// working.
+func bind(s *http.Server, bounds Bounds) {
+	b := &bound{Bounds: bounds, at: make(map[net.Conn]place),
 		from: make(map[netip.Prefix]int)}
 	before := s.ConnState
 	s.ConnState = func(c net.Conn, state http.ConnState) {
@@ -161,8 +168,9 @@ func (b *bound) drop(c net.Conn) {
 // end closes below TLS: a close-notify could wait for a peer that does not
 // read.
 func end(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
+	if c, ok := c.(*conn); ok {
+		c.abort()
+		return
 	}
 	_ = c.Close()
 }

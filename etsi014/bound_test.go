@@ -18,8 +18,7 @@ func bounded(t *testing.T, b etsi014.Bounds) *world {
 	h := w.server.Handler
 	_ = w.server.Close()
 	w.server = etsi014.NewServer(h, w.live.Server(), nil)
-	etsi014.Bound(w.server, b)
-	w.addr = serve(t, w.server)
+	w.addr = serveIn(t, w.server, b)
 	return w
 }
 
@@ -109,8 +108,7 @@ func TestBoundKeepsTheBusy(t *testing.T) {
 			seen++
 		}
 	}
-	etsi014.Bound(busy, etsi014.Bounds{Held: 1})
-	w.addr = serve(t, busy)
+	w.addr = serveIn(t, busy, etsi014.Bounds{Held: 1})
 	done := make(chan reply, 1)
 	go func() { done <- w.send(t, "tokyo", "GET", "/", "") }()
 	<-arrived

@@ -133,7 +133,7 @@ func dialer(cfg ClientConfig) func(context.Context, string, string) (net.Conn, e
 		if t.ServerName == "" {
 			t.ServerName, _, _ = net.SplitHostPort(addr)
 		}
-		secured := tls.Client(conn, t)
+		secured := tls.Client(wiping{conn}, t)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
 			return nil, &unreached{err}
@@ -142,7 +142,7 @@ func dialer(cfg ClientConfig) func(context.Context, string, string) (net.Conn, e
 			_ = conn.Close()
 			return nil, &unreached{err}
 		}
-		return secured, nil
+		return wiping{secured}, nil
 	}
 }
 

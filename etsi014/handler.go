@@ -150,8 +150,8 @@ var (
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	x := &exchange{w: w, r: r}
-	if since, ok := r.Context().Value(connStart{}).(time.Time); ok &&
-		start.Sub(since) > h.cfg.Limits.MaxConnAge {
+	over, _ := r.Context().Value(connKey{}).(*begun)
+	if over != nil && start.Sub(over.at) > h.cfg.Limits.MaxConnAge {
 		w.Header().Set("Connection", "close")
 	}
 	defer func() {
@@ -163,7 +163,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		a = h.refusal(x, err)
 	}
-	werr := a.write(w, r)
+	werr := a.write(w, r, over)
 	o := Observation{
 		Code: a.code, Caller: x.who.SAE, Peer: x.peer, Keys: a.keys, Bits: a.bits,
 		Took: time.Since(start), Err: errors.Join(err, werr),

@@ -92,14 +92,17 @@ func newWorld(t testing.TB, change func(*etsi014.HandlerConfig)) *world {
 }
 
 // serve runs a server on a free loopback port until the test ends.
-func serve(t testing.TB, s *http.Server) string {
+func serve(t testing.TB, s *http.Server) string { return serveIn(t, s, etsi014.Bounds{}) }
+
+// serveIn is serve within bounds.
+func serveIn(t testing.TB, s *http.Server, bounds etsi014.Bounds) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- s.ServeTLS(l, "", "") }()
+	go func() { done <- etsi014.Serve(s, l, bounds) }()
 	t.Cleanup(func() {
 		_ = s.Close()
 		if err := <-done; err != http.ErrServerClosed {

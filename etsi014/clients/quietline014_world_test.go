@@ -98,7 +98,7 @@ func newWorld(t *testing.T) *world {
 	l := listen(t)
 	w.url = "https://" + l.Addr().String()
 	done := make(chan error, 1)
-	go func() { done <- w.server.ServeTLS(l, "", "") }()
+	go func() { done <- etsi014.Serve(w.server, l, etsi014.Bounds{}) }()
 	t.Cleanup(func() {
 		_ = w.server.Close()
 		if err := <-done; !errors.Is(err, http.ErrServerClosed) {

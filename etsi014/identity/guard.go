@@ -10,7 +10,13 @@ import (
 // guarded is the set of connections that a reload may end.
 type guarded struct {
 	mu    sync.Mutex // guards conns
-	conns map[*tls.Conn]tls.ConnectionState
+	conns map[tlsConn]tls.ConnectionState
+}
+
+// tlsConn is a [tls.Conn], or what stands for one.
+type tlsConn interface {
+	ConnectionState() tls.ConnectionState
+	NetConn() net.Conn
 }
 
 // Guard makes every Reload end those connections of s at once whose
@@ -23,7 +29,7 @@ func (l *Live) Guard(s *http.Server) {
 		if before != nil {
 			before(c, state)
 		}
-		t, ok := c.(*tls.Conn)
+		t, ok := c.(tlsConn)
 		if !ok {
 			return
 		}
@@ -36,18 +42,18 @@ func (l *Live) Guard(s *http.Server) {
 	}
 }
 
-func (g *guarded) add(c *tls.Conn) {
+func (g *guarded) add(c tlsConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.conns == nil {
-		g.conns = make(map[*tls.Conn]tls.ConnectionState)
+		g.conns = make(map[tlsConn]tls.ConnectionState)
 	}
 	if _, known := g.conns[c]; !known {
 		g.conns[c] = c.ConnectionState()
 	}
 }
 
-func (g *guarded) drop(c *tls.Conn) {
+func (g *guarded) drop(c tlsConn) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.conns, c)
@@ -57,7 +63,7 @@ func (g *guarded) drop(c *tls.Conn) {
 // close-notify could wait for a peer that does not read.
 func (g *guarded) sweep(good func(*tls.ConnectionState) bool) {
 	g.mu.Lock()
-	all := make(map[*tls.Conn]tls.ConnectionState, len(g.conns))
+	all := make(map[tlsConn]tls.ConnectionState, len(g.conns))
 	for c, cs := range g.conns {
 		all[c] = cs
 	}

@@ -33,7 +33,7 @@ func doorOf(t *testing.T, live *identity.Live) (addr string) {
 	server := etsi014.NewServer(h, live.Server(), nil)
 	live.Guard(server)
 	done := make(chan error, 1)
-	go func() { done <- server.ServeTLS(l, "", "") }()
+	go func() { done <- etsi014.Serve(server, l, etsi014.Bounds{}) }()
 	t.Cleanup(func() {
 		if err := server.Shutdown(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)

@@ -83,7 +83,7 @@ func (b *bench) serve(t testing.TB, m mutant) probe.Config {
 	}
 	server := etsi014.NewServer(h, tlsConfig, nil)
 	done := make(chan error, 1)
-	go func() { done <- server.ServeTLS(l, "", "") }()
+	go func() { done <- etsi014.Serve(server, l, etsi014.Bounds{}) }()
 	t.Cleanup(func() {
 		if err := server.Shutdown(context.WithoutCancel(t.Context())); err != nil {
 			t.Error(err)

@@ -60,7 +60,6 @@ func (d *keyDoor) server(kme etsi014.KME) (*http.Server, error) {
 	}
 	s := etsi014.NewServer(handler, d.live.Server(), d.log)
 	d.live.Guard(s)
-	etsi014.Bound(s, etsi014.Bounds{Held: d.held()})
 	return s, nil
 }
 
@@ -78,6 +77,9 @@ const (
 	defaultHeld = 16 << 10
 	otherFiles  = 256
 )
+
+// bounds are those of the door's connections.
+func (d *keyDoor) bounds() etsi014.Bounds { return etsi014.Bounds{Held: d.held()} }
 
 // held is how many connections the door takes: not more than files may be
 // open, else the store would be the one to go without.

@@ -67,7 +67,7 @@ func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.
 	}
 	server := etsi014.NewServer(h, live.Server(), nil)
 	done := make(chan error, 1)
-	go func() { done <- server.ServeTLS(ln, "", "") }()
+	go func() { done <- etsi014.Serve(server, ln, etsi014.Bounds{}) }()
 	t.Cleanup(func() { _ = server.Close(); <-done })
 	keys := func(own, peer string) *config.Keys {
 		return &config.Keys{KMEs: []string{"https://" + ln.Addr().String()}, CA: file("ca.crt"),

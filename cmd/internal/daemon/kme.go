@@ -181,7 +181,7 @@ func (m *keyManager) run(ctx context.Context, file string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer stop()
-		return serveTLS(ctx, m.server, m.listener)
+		return serveDoor(ctx, m.server, m.listener, m.door.bounds())
 	})
 	g.Go(func() error { return m.node.Run(inner) })
 	g.Go(func() error { return keep(m.keeper)(ctx) })
@@ -200,10 +200,10 @@ const followEvery = 2 * time.Second
 // door gives the key manager for one.
 const grace = 5 * time.Second
 
-// serveTLS serves until ctx ends and lets requests in flight finish.
-func serveTLS(ctx context.Context, s *http.Server, l net.Listener) error {
+// serveDoor serves until ctx ends and lets requests in flight finish.
+func serveDoor(ctx context.Context, s *http.Server, l net.Listener, bounds etsi014.Bounds) error {
 	stopped := make(chan error, 1)
-	go func() { stopped <- s.ServeTLS(l, "", "") }()
+	go func() { stopped <- etsi014.Serve(s, l, bounds) }()
 	select {
 	case err := <-stopped:
 		return fmt.Errorf("serve door: %w", err)
