@@ -183,6 +183,9 @@ func TestPeerIsCutOff(t *testing.T) {
 		"authority removed": {func(t *testing.T, ca *authority, a, b *site) {
 			writePEM(t, b.cfg.Peers[0].CA, "CERTIFICATE", newAuthority(t).cert.Raw)
 		}, "held against the roots"},
+		"authority gone": {func(t *testing.T, ca *authority, a, b *site) {
+			remove(t, b.cfg.Peers[0].CA)
+		}, "held against the roots"},
 		"revoked": {func(t *testing.T, ca *authority, a, b *site) {
 			ca.revoke(t, b.cfg.TLS.CRLs[0], a.cfg.TLS)
 		}, "names it"},
@@ -225,7 +228,7 @@ func TestPeerIsCutOff(t *testing.T) {
 			if err := a.ReloadTLS(); err != nil {
 				t.Fatal(err)
 			}
-			if name == "authority removed" {
+			if strings.HasPrefix(name, "authority") {
 				writePEM(t, b.cfg.Peers[0].CA, "CERTIFICATE", ca.cert.Raw)
 			}
 			eventually(t, "session with a good certificate", func() bool {

@@ -8,6 +8,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"slices"
@@ -48,7 +49,7 @@ type trust struct {
 	roots   map[etsi014.KMEID]*rootSet // of each peer
 	revoked map[mark]string            // file of the list that names it
 	sum     [sha256.Size]byte          // of all files, before they were read
-	faults  error                      // of revocation lists that could not be read
+	faults  error                      // of files that it does without
 }
 
 // rootSet is a file of authorities.
@@ -72,7 +73,7 @@ func markOf(cert, issuer *x509.Certificate) mark {
 // loadTrust reads the files of a configuration. A revocation list that cannot
 // be used does not keep the others out, for that might be the very removal of
 // its authority: it is a fault of the result, which goes by what the list said
-// before, if anything.
+// before, if anything. before is what is in force, nil at the start.
 func loadTrust(cfg *Config, before *trust) (*trust, error) {
 	t := &trust{self: cfg.KME, roots: map[etsi014.KMEID]*rootSet{}, revoked: map[mark]string{},
 		sum: cfg.sumTLS()}
@@ -87,7 +88,13 @@ func loadTrust(cfg *Config, before *trust) (*trust, error) {
 			file = cfg.TLS.CA
 		}
 		if files[file] == nil {
-			if files[file], err = loadRoots(file); err != nil {
+			files[file], err = loadRoots(file)
+			if before != nil && p.CA != "" && errors.Is(err, fs.ErrNotExist) {
+				// Somebody took this peer's root away: then nobody speaks for it.
+				t.faults = errors.Join(t.faults, err)
+				files[file], err = &rootSet{file: file, pool: x509.NewCertPool()}, nil
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
