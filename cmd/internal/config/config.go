@@ -120,6 +120,10 @@ type Peer struct {
 	KME string `yaml:"kme" check:"required,name"`
 	// address is its peer_listen as seen from here, host:port. Required.
 	Address string `yaml:"address" check:"required,address"`
+	// ca is the root that may sign for this peer and for no other, PEM, so that
+	// one site cannot pass for another. Default: kme.peer_ca, any of whose roots
+	// may sign for any peer without a ca of its own.
+	CA string `yaml:"ca,omitempty" check:"path"`
 }
 
 // Link is one QKD link that ends here.

@@ -107,7 +107,7 @@ func lineSum(s *config.Site, id string) [32]byte {
 }
 
 // FollowKME runs the key manager until ctx ends. When peers or links of the
-// site file change, or its certificate towards peers is renewed, it ends
+// site file change, it ends
 // gracefully, so that requests in flight get their keys, and begins anew with
 // the new file: a site that was cut off is out, and its stock is void.
 func FollowKME(ctx context.Context, env Env, file string) error {
@@ -137,8 +137,17 @@ func kmeSum(s *config.Site) [32]byte {
 		Lab                                    bool
 		Peers                                  []config.Peer
 		Links                                  []config.Link
-	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, s.Links},
-		s.KME.PeerCertificate, s.KME.PeerCA)
+	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, unlit(s.Links)})
+}
+
+// unlit are links as a key manager sees them: what is behind the door of a
+// device is no business of its.
+func unlit(links []config.Link) (list []config.Link) {
+	for _, l := range links {
+		l.Simulator = nil
+		list = append(list, l)
+	}
+	return list
 }
 
 // sum is over a value and the contents of files; one that is missing counts as
