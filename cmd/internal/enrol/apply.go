@@ -161,7 +161,8 @@ func (h *Home) addition(b *bond, now *config.Site) (*config.Site, error) {
 			Certificate: "pki/" + linePair + ".pem", Key: "pki/" + linePair + ".pem",
 			CA: "pki/sae-ca.crt", SAE: b.mine.SAE, PeerSAE: b.theirs.SAE}}
 	return &config.Site{
-		Peers: []config.Peer{{KME: b.theirs.KME, Address: b.theirs.PeerAddress.String()}},
+		Peers: []config.Peer{{KME: b.theirs.KME, Address: b.theirs.PeerAddress.String(),
+			CA: "pki/peers/" + site + ".crt"}},
 		Links: []config.Link{link}, Lines: []config.Line{line},
 		SAEs: []config.SAE{{ID: b.theirs.SAE, KME: b.theirs.KME}},
 	}, nil
