@@ -184,6 +184,13 @@ func (p *printer) certificate(c control.Certificate) {
 }
 
 func (p *printer) kme(k *control.KME) {
+	for _, w := range k.Warnings {
+		p.line("     WARNING %s", w)
+	}
+	if k.Sealed {
+		p.line("     %s since then", count(int(k.Tries), "wrong passphrase"))
+		return
+	}
 	for _, peer := range k.Peers {
 		p.line("     peer %s: %s", peer.KME, state(peer.Up, "up", peer.Reason))
 	}

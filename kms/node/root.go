@@ -97,19 +97,20 @@ func (n *Node) AdmitRoot(ctx context.Context, next secret.Bytes, replace bool) e
 }
 
 // AdoptRoot goes over to a root key that was admitted and turns the epoch, after
-// which the one before opens nothing any more.
-func (n *Node) AdoptRoot(ctx context.Context, next secret.Bytes) error {
+// which the one before opens nothing any more. With an error it tells whether
+// next is in use all the same: the epoch turns later then.
+func (n *Node) AdoptRoot(ctx context.Context, next secret.Bytes) (adopted bool, err error) {
 	if _, err := n.ring.Adopt(next); err != nil {
-		return err
+		return false, err
 	}
 	if err := n.turn(ctx); err != nil {
-		return fmt.Errorf("turn epoch: %w", err)
+		return true, fmt.Errorf("turn epoch: %w", err)
 	}
 	if n.ring.Crossed() {
-		return fmt.Errorf("%w: the root key before still opens the epoch keys; the next turn tries "+
+		return true, fmt.Errorf("%w: the root key before still opens the epoch keys; the next turn tries "+
 			"again", kms.ErrErasure)
 	}
-	return nil
+	return true, nil
 }
 
 // turn has the owner turn the epoch, and waits until that is done and durable.

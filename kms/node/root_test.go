@@ -117,8 +117,8 @@ func TestRootRotates(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer next.Clear()
-	if err := a.AdoptRoot(t.Context(), next); !errors.Is(err, kms.ErrRootKey) {
-		t.Errorf("AdoptRoot before it was admitted: %v", err)
+	if adopted, err := a.AdoptRoot(t.Context(), next); adopted || !errors.Is(err, kms.ErrRootKey) {
+		t.Errorf("AdoptRoot before it was admitted: %v, %v", adopted, err)
 	}
 	if err := a.AdmitRoot(t.Context(), next, false); err != nil {
 		t.Fatal(err)
@@ -134,8 +134,8 @@ func TestRootRotates(t *testing.T) {
 		t.Error(err)
 	}
 	exchange(t, a, b, 5)
-	if err := a.AdoptRoot(t.Context(), next); err != nil {
-		t.Fatal(err)
+	if adopted, err := a.AdoptRoot(t.Context(), next); err != nil || !adopted {
+		t.Fatal(adopted, err)
 	}
 	exchange(t, a, b, 5)
 	eventually(t, "record", func() bool { return slices.Contains(notes(t, a), kms.NoteRootRotated) })

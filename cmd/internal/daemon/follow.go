@@ -111,6 +111,8 @@ func lineSum(s *config.Site, id string) [32]byte {
 // gracefully, so that requests in flight get their keys, and begins anew with
 // the new file: a site that was cut off is out, and its stock is void.
 func FollowKME(ctx context.Context, env Env, file string) error {
+	env.vault = newVault(env.Log)
+	defer env.vault.close()
 	for {
 		inner, stop := while(ctx, file, kmeSum, env.Log)
 		err := KME(inner, env)
@@ -133,11 +135,11 @@ func kmeSum(s *config.Site) [32]byte {
 		return [32]byte{}
 	}
 	return sum(struct {
-		ID, Listen, PeerListen, RootKey, State string
-		Lab                                    bool
-		Peers                                  []config.Peer
-		Links                                  []config.Link
-	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.State, s.Lab, s.Peers, unlit(s.Links)})
+		ID, Listen, PeerListen, RootKey, Credential, State string
+		Lab                                                bool
+		Peers                                              []config.Peer
+		Links                                              []config.Link
+	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.KME.RootCredential, s.State, s.Lab, s.Peers, unlit(s.Links)})
 }
 
 // unlit are links as a key manager sees them: what is behind the door of a

@@ -5,11 +5,10 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"iter"
 	"net"
 	"net/http"
 	"os"
-	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -41,19 +40,19 @@ func KME(ctx context.Context, env Env) error {
 	if err := openState(env.Site.State); err != nil {
 		return err
 	}
-	var m keyManager // set before the control door answers
-	parts, closeDoors, err := env.doors(k.ID, k.Control, k.Metrics,
-		control.Door{Status: func() control.Status { return m.status() },
-			Audit: func(ctx context.Context) iter.Seq2[kms.Record, error] {
-				return m.node.Audit(ctx, 0)
-			}})
+	m := newKeyManager(env) // opened before the control door answers
+	parts, closeDoors, err := env.doors(k.ID, k.Control, k.Metrics, control.Door{Status: m.status,
+		Audit: m.audit, Unseal: m.unseal, Seal: m.seal, Root: m.changeRoot})
 	if err != nil {
 		return err
 	}
 	var stack closers
 	stack.add(closeDoors)
+	if env.vault == nil {
+		stack.add(m.vault.close)
+	}
 	defer stack.close()
-	if err := m.open(env, &stack); err != nil {
+	if err := m.open(&stack); err != nil {
 		return err
 	}
 	env.Log.Info("key manager begins", "kme", k.ID, "addr", m.listener.Addr().String())
@@ -61,17 +60,34 @@ func KME(ctx context.Context, env Env) error {
 		func(ctx context.Context) error { return m.run(ctx, env.File) })...)
 }
 
-// keyManager is the node with its ETSI 014 door.
+// keyManager is the node with its ETSI 014 door. The door stands before the
+// node does: while the root key is sealed it answers 503.
 type keyManager struct {
-	node     *node.Node
+	env      Env
+	vault    *vault
+	gate     gate // holds the node
+	unsealed chan chan<- error
+	site     atomic.Pointer[config.Site] // as the door serves it
+	warnings []string
 	server   *http.Server
 	listener net.Listener
 	door     *keyDoor
 	keeper   *renew.Keeper // nil without an authority here
 }
 
-// open opens store, devices and doors; what it opens goes on the stack.
-func (m *keyManager) open(env Env, stack *closers) error {
+func newKeyManager(env Env) *keyManager {
+	m := &keyManager{env: env, vault: env.vault, unsealed: make(chan chan<- error)}
+	if m.vault == nil {
+		m.vault = newVault(env.Log)
+	}
+	m.site.Store(env.Site)
+	return m
+}
+
+// open opens the door and, unless it is sealed, the node; what it opens goes
+// on the stack.
+func (m *keyManager) open(stack *closers) error {
+	env := m.env
 	err := revive(env.Site.KME, env.Log)
 	if err != nil {
 		return fmt.Errorf("renew certificates: %w", err)
@@ -79,35 +95,28 @@ func (m *keyManager) open(env Env, stack *closers) error {
 	if m.door, err = openDoor(env.Site, env.Log); err != nil {
 		return fmt.Errorf("open door: %w", err)
 	}
-	cfg, err := nodeConfig(env, stack)
-	if err != nil {
-		return err
-	}
-	if m.node, err = node.Open(cfg); err != nil {
-		return err
-	}
-	stack.add(func() {
-		m.node.KME().Forget()
-		if err := m.node.Close(); err != nil {
-			env.Log.Error("key manager's store did not close", "err", err)
-		}
-	})
-	m.door.behind = func(ctx context.Context, s *config.Site) error {
-		return m.node.Reload(ctx, doorSAEs(s), doorLimits(s))
-	}
-	if m.server, err = m.door.server(m.node.KME()); err != nil {
+	m.door.behind = m.reload
+	if m.server, err = m.door.server(&m.gate); err != nil {
 		return err
 	}
 	if m.keeper, m.server.Handler, err = renewals(env.Site.KME, m.door.live, m.server.Handler,
 		env.Log); err != nil {
 		return fmt.Errorf("open door: %w", err)
 	}
+	m.server.Handler = m.gate.guard(m.server.Handler)
 	m.listener, err = net.Listen("tcp", env.Site.KME.Listen)
 	if err != nil {
 		return fmt.Errorf("open door: %w", err)
 	}
 	stack.add(func() { _ = m.listener.Close() })
-	return nil
+	if err := m.vault.load(env.Site.KME); err != nil {
+		return err
+	}
+	stack.add(m.closeNode)
+	if sealed, _, _ := m.vault.state(); sealed {
+		return nil
+	}
+	return m.openNode()
 }
 
 // twoRoots checks that SAEs and peers have no root in common, also when it
@@ -152,13 +161,14 @@ func certificates(path string) (map[string]bool, error) {
 func nodeConfig(env Env, stack *closers) (node.Config, error) {
 	s, k := env.Site, env.Site.KME
 	cfg := node.Config{
-		KME: etsi014.KMEID(k.ID), Dir: filepath.Join(s.State, "kme"), RootKey: k.RootKey,
+		KME: etsi014.KMEID(k.ID), Dir: storeDir(s),
 		Lab: s.Lab, Listen: k.PeerListen, Logger: env.Log,
 		TLS:    node.TLSFiles{Cert: k.PeerCertificate, Key: k.PeerKey, CA: k.PeerCA},
 		Limits: doorLimits(s), SAEs: doorSAEs(s),
 	}
 	for _, p := range s.Peers {
-		cfg.Peers = append(cfg.Peers, node.Peer{ID: etsi014.KMEID(p.KME), Addr: p.Address})
+		cfg.Peers = append(cfg.Peers,
+			node.Peer{ID: etsi014.KMEID(p.KME), Addr: p.Address, CA: p.CA})
 	}
 	for _, l := range s.Links {
 		d, err := openDriver(l.Driver, env.Log.With("link", l.ID))
@@ -183,7 +193,7 @@ func (m *keyManager) run(ctx context.Context, file string) error {
 		defer stop()
 		return serveDoor(ctx, m.server, m.listener, m.door.bounds())
 	})
-	g.Go(func() error { return m.node.Run(inner) })
+	g.Go(func() error { return m.keys(inner) })
 	g.Go(func() error { return keep(m.keeper)(ctx) })
 	g.Go(func() error { m.door.live.Follow(ctx, followEvery, m.door.log); return nil })
 	if file != "" {
@@ -216,41 +226,4 @@ func serveDoor(ctx context.Context, s *http.Server, l net.Listener, bounds etsi0
 	}
 	<-stopped
 	return nil
-}
-
-// status puts the node's numbers into the words of status.
-func (m *keyManager) status() control.Status {
-	st := m.node.Stats()
-	k := &control.KME{Serving: true, Listen: m.listener.Addr().String(), KeysDrawn: st.KeysDrawn,
-		KeysFetched: st.KeysFetched, Refused: st.Refused, Peers: []control.Peer{},
-		Calls: m.door.calls.list(), Links: []control.Link{}, Alarms: append([]string{}, st.Alarms...)}
-	if err := m.node.Health(); err != nil {
-		k.Serving, k.Reason = false, err.Error()
-	}
-	if a := m.node.ListenAddr(); a != nil {
-		k.PeerListen = a.String()
-	}
-	for _, p := range st.Peers {
-		peer := control.Peer{KME: string(p.ID), Connected: p.Connected, Up: p.Up, Reason: p.Reason}
-		if p.RTT > 0 {
-			peer.RTT = known(p.RTT.Seconds())
-		}
-		k.Peers = append(k.Peers, peer)
-	}
-	out := control.Status{Daemon: "kme", KME: k, Certificates: certificateStatus(m.keeper)}
-	for _, l := range st.Links {
-		k.Links = append(k.Links, linkStatus(l))
-		out.Simulated = out.Simulated || l.Simulated
-	}
-	return out
-}
-
-func linkStatus(l kms.LinkStats) control.Link {
-	return control.Link{
-		ID: string(l.ID), Peer: string(l.Peer), Simulated: l.Simulated, Up: l.DeviceUp,
-		Reason: l.DeviceReason, QBER: known(l.QBER), SecretRate: known(l.SecretBPS),
-		Drawable: l.DrawableBits, Stored: l.Ledger.Stored, Ingested: l.Ledger.Ingested,
-		Delivered: l.Ledger.Delivered, Void: l.Ledger.Void, Expired: l.Ledger.Expired,
-		Burnt: l.Ledger.Burnt, Tag: l.Ledger.Tag,
-	}
 }

@@ -22,6 +22,8 @@ type Env struct {
 	// File is where Site was read, to be read again while a daemon runs; "" =
 	// never. Only the key manager does.
 	File string
+
+	vault *vault // of a key manager that begins anew in the same process
 }
 
 // part is something that works until ctx ends and returns nil then.

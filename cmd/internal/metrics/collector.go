@@ -43,6 +43,7 @@ var (
 // Of the key manager.
 var (
 	kmsServing       = gauge("kms_serving", "1 if the key manager hands out keys.")
+	kmsSealed        = gauge("kms_sealed", "1 while nobody has given the passphrase.")
 	kmsPeerUp        = gauge("kms_peer_up", "1 if a session with the peer stands.", "peer_kme")
 	kmsPeerRTT       = gauge("kms_peer_rtt_seconds", "Round trip to the peer.", "peer_kme")
 	kmsLinkUp        = gauge("kms_link_up", "1 if the device makes blocks.", "link")
@@ -142,6 +143,7 @@ func (e emitter) known(m *metric, value *float64, labels ...string) {
 
 func (e emitter) kme(k *control.KME) {
 	e.put(kmsServing, truth(k.Serving))
+	e.put(kmsSealed, truth(k.Sealed))
 	for _, p := range k.Peers {
 		e.put(kmsPeerUp, truth(p.Up), p.KME)
 		e.known(kmsPeerRTT, p.RTT, p.KME)
