@@ -27,6 +27,8 @@ var formats = []struct {
 	{"Handshake: sealed part of M2", "tunnel/rekey", "welcome", ""},
 	{"Handshake: sealed part of M3", "tunnel/rekey", "choice", ""},
 	{"Handshake: sealed part of M4", "tunnel/rekey", "verdict", ""},
+	{"One-time pad: record", "tunnel/pad", "", ""},
+	{"One-time pad: messages", "tunnel/pad", "kindAnnounce", ""},
 	{"Line bundle", "tunnel/bundle", "", ""},
 	{"Key manager to key manager: the channel", "kms/node", "greeting", ""},
 	{"Key manager to key manager", "kms/peer", "kHello", ""},

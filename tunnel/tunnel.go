@@ -86,6 +86,8 @@ type Key struct {
 type Stock struct {
 	Keys      int // of SizeBits each
 	SizeBits  int
+	MaxBits   int // largest key that may be drawn; 0 = not known
+	MaxKeys   int // keys in one call; 0 = not known
 	Simulated bool
 	At        time.Time
 }
