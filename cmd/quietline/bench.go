@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"time"
 
@@ -30,6 +31,7 @@ func newBenchCommand() *cobra.Command {
 func newBenchLineCommand() *cobra.Command {
 	opt := bench.Options{Self: []string{"/proc/self/exe", "bench", "end"}}
 	var seconds int
+	var loss float64
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "line",
@@ -43,6 +45,7 @@ func newBenchLineCommand() *cobra.Command {
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			opt.Time = time.Duration(seconds) * time.Second
+			opt.Loss = int(math.Round(loss * 1000))
 			err := opt.Check()
 			if errors.Is(err, bench.ErrOptions) {
 				return usage(err, cmd.CommandPath()+" --help shows the flags")
@@ -59,6 +62,7 @@ func newBenchLineCommand() *cobra.Command {
 	f.IntVar(&opt.MTU, "mtu", 1500, "of the cable, in `bytes`")
 	f.BoolVar(&opt.PlainCable, "plain-cable", false,
 		"take segmentation offload from the cable, as on a plain network card")
+	f.Float64Var(&loss, "loss", 0, "`percent` of packets that the cable loses, to 50; needs nft")
 	f.StringSliceVar(&opt.Only, "only", nil, "`names` to measure, with commas; default all")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

@@ -33,9 +33,13 @@ type Options struct {
 	Time time.Duration
 	// MTU of the cable, 1360 to 9216 bytes; 0 = 1500.
 	MTU int
-	// PlainCable takes segmentation offload from the cable, so that every
-	// packet travels by itself, as on a plain network card.
+	// PlainCable takes segmentation from the cable, so that every packet travels
+	// by itself, and switches GRO on, as on a common network card.
 	PlainCable bool
+	// Loss is how many packets in 100,000 the cable loses, each way and at
+	// random; 0 to 50,000. No packet travels joined with others then. It needs
+	// nft.
+	Loss int
 	// Only names the contenders to measure; empty = all that are here.
 	Only []string
 	// Self is the command that runs this program so that it calls [End].
@@ -49,6 +53,8 @@ const (
 	defaultMTU = 1500 // Ethernet
 	minMTU     = 1360 // what leaves the peers' interfaces 1280, RFC 8200 section 5
 	maxMTU     = 9216 // what switches call jumbo
+	// Loss is so many packets in lossOf, at most half.
+	lossOf, maxLoss = 100_000, 50_000
 )
 
 // Run measures. It returns what it has when ctx ends, with the error of ctx.
@@ -107,6 +113,9 @@ func (opt *Options) check(all []contender) ([]contender, error) {
 		return nil, fmt.Errorf("%w: %s is not 1 to 3600 whole seconds", ErrOptions, opt.Time)
 	case opt.MTU < minMTU || opt.MTU > maxMTU:
 		return nil, fmt.Errorf("%w: MTU %d is not %d to %d", ErrOptions, opt.MTU, minMTU, maxMTU)
+	case opt.Loss < 0 || opt.Loss > maxLoss:
+		return nil, fmt.Errorf("%w: a loss of %d in %d is not 0 to %d", ErrOptions, opt.Loss,
+			lossOf, maxLoss)
 	case len(opt.Self) == 0:
 		return nil, fmt.Errorf("%w: no command for our own ends", ErrOptions)
 	}
@@ -116,6 +125,9 @@ func (opt *Options) check(all []contender) ([]contender, error) {
 	}
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		return nil, fmt.Errorf("%w: iperf3: apt-get install iperf3", ErrNeeds)
+	}
+	if _, err := exec.LookPath("nft"); err != nil && opt.Loss > 0 {
+		return nil, fmt.Errorf("%w: nft: apt-get install nftables", ErrNeeds)
 	}
 	return list, nil
 }

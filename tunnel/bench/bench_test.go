@@ -143,6 +143,32 @@ func TestPingAndProcessorTime(t *testing.T) {
 	}
 }
 
+// A cable that loses packets is noticed, and not carried across rounds.
+func TestLoss(t *testing.T) {
+	if os.Getenv("CI") == "" && os.Getenv("QUIETLINE_LONG") == "" {
+		t.Skip("takes six seconds; set QUIETLINE_LONG=1 to run it (CI does)")
+	}
+	lab.Need(t)
+	opt := good()
+	opt.Only, opt.Loss = []string{"quietline"}, 1000 // 1 %
+	if err := opt.Check(); err != nil {
+		t.Skip(err)
+	}
+	rep, err := Run(t.Context(), opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := rep.Results[0].Median
+	if f[TCP1] <= 0 || f[Retransmits1] < 1 {
+		t.Errorf("%.3f Gbit/s with %.0f retransmits; one packet in 100 was lost", f[TCP1],
+			f[Retransmits1])
+	}
+	var b strings.Builder
+	if err := rep.Print(&b); err != nil || !strings.Contains(b.String(), "loses 1 % of packets") {
+		t.Errorf("%s, %v", b.String(), err)
+	}
+}
+
 func TestOptions(t *testing.T) {
 	if err := good().Check(); err != nil && !errors.Is(err, ErrNeeds) {
 		t.Fatal(err)
@@ -155,6 +181,8 @@ func TestOptions(t *testing.T) {
 		"a long time":   func(o *Options) { o.Time = 2 * time.Hour },
 		"small MTU":     func(o *Options) { o.MTU = 1359 },
 		"large MTU":     func(o *Options) { o.MTU = 9217 },
+		"negative loss": func(o *Options) { o.Loss = -1 },
+		"a cut cable":   func(o *Options) { o.Loss = maxLoss + 1 },
 		"no command":    func(o *Options) { o.Self = nil },
 		"a stranger":    func(o *Options) { o.Only = []string{"quietline", "carrier-pigeon"} },
 	} {

@@ -63,9 +63,13 @@ func newPair(opt *Options, dir string) (*pair, error) {
 		}
 		p.ns[i] = ns
 		ends[i] = lab.End{Namespace: ns, Name: "wan0", Addresses: cableAddr[i : i+1],
-			MTU: opt.MTU, NoOffload: opt.PlainCable}
+			MTU: opt.MTU, NoSegmentation: opt.PlainCable || opt.Loss > 0,
+			GRO: opt.PlainCable && opt.Loss == 0}
 	}
 	err := lab.Veth(ends[0], ends[1])
+	if err == nil && opt.Loss > 0 {
+		err = p.lose(opt.Loss)
+	}
 	if err == nil {
 		p.dir, err = os.MkdirTemp(dir, "contender")
 	}
@@ -74,6 +78,34 @@ func newPair(opt *Options, dir string) (*pair, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// lossRules drop packets of the cable at random where they arrive.
+const lossRules = `table inet bench {
+	chain input {
+		type filter hook prerouting priority raw;
+		iifname "wan0" numgen random mod %d < %d drop
+	}
+}
+`
+
+// lose makes both ends lose packets that arrive by the cable.
+func (p *pair) lose(of int) error {
+	for _, ns := range p.ns {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(fmt.Sprintf(lossRules, lossOf, of))
+		var said bytes.Buffer
+		cmd.Stderr = &said
+		err := ns.Start(cmd)
+		if err == nil {
+			err = cmd.Wait()
+		}
+		if err != nil {
+			return fmt.Errorf("make the cable lose packets: nft: %w: %s", err,
+				bytes.TrimSpace(said.Bytes()))
+		}
+	}
+	return nil
 }
 
 // run starts a program at one end, with its output kept.

@@ -50,6 +50,7 @@ type Report struct {
 	Seconds    int      `json:"seconds"` // of each transfer
 	MTU        int      `json:"mtu"`     // of the cable
 	PlainCable bool     `json:"plain_cable"`
+	Loss       int      `json:"loss"`               // packets in 100,000
 	Baseline   string   `json:"baseline,omitempty"` // whom ratios compare with
 	Results    []Result `json:"results"`
 }
@@ -81,7 +82,7 @@ type Result struct {
 
 func newReport(opt Options, list []contender) *Report {
 	r := &Report{Machine: thisMachine(), Rounds: opt.Rounds, Seconds: int(opt.Time / time.Second),
-		MTU: opt.MTU, PlainCable: opt.PlainCable}
+		MTU: opt.MTU, PlainCable: opt.PlainCable, Loss: opt.Loss}
 	for _, c := range list {
 		res := Result{Name: c.name, What: c.what}
 		if c.start == nil {
@@ -176,7 +177,11 @@ func (r *Report) Print(w io.Writer) error {
 	m := r.Machine
 	cable := "as the kernel makes it"
 	if r.PlainCable {
-		cable = "without offload"
+		cable = "without segmentation"
+	}
+	if r.Loss > 0 {
+		cable = fmt.Sprintf("without segmentation, loses %.3g %% of packets",
+			float64(r.Loss)*100/lossOf)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d CPUs, %s, Linux %s, %s; load %.2f before, %.2f after\n", m.CPUs, m.Model,

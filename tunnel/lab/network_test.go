@@ -149,11 +149,13 @@ func TestCaptureFindsWhatPassed(t *testing.T) {
 	}
 }
 
-// Without offload no packet on the cable is larger than its MTU; with it, some
-// are.
+// Without offload, or without segmentation alone, no packet on the cable is
+// larger than its MTU; with it, some are.
 func TestNoOffload(t *testing.T) {
 	Need(t)
-	for _, plain := range []bool{false, true} {
+	for name, want := range map[string]End{"as it is": {}, "no offload": {NoOffload: true},
+		"no segmentation": {NoSegmentation: true, GRO: true}} {
+		plain := name != "as it is"
 		var ns [2]*Namespace
 		var ends [2]End
 		for i := range ns {
@@ -163,7 +165,8 @@ func TestNoOffload(t *testing.T) {
 			}
 			defer n.Close()
 			addr := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(1 + i)}), 24)
-			ends[i] = End{Namespace: n, Name: "wan0", Addresses: []netip.Prefix{addr}, NoOffload: plain}
+			want.Namespace, want.Name, want.Addresses = n, "wan0", []netip.Prefix{addr}
+			ends[i] = want
 			ns[i] = n
 		}
 		if err := Veth(ends[0], ends[1]); err != nil {
@@ -186,7 +189,7 @@ func TestNoOffload(t *testing.T) {
 			t.Fatal(err)
 		}
 		if (largest <= 1514) != plain {
-			t.Errorf("no offload %v: the largest packet has %d bytes", plain, largest)
+			t.Errorf("%s: the largest packet has %d bytes", name, largest)
 		}
 	}
 }

@@ -21,6 +21,12 @@ type End struct {
 	// NoOffload takes segmentation and checksum offload from the interface, so
 	// that every packet travels by itself, as on a plain network card.
 	NoOffload bool
+	// NoSegmentation takes only segmentation from the interface: as a common
+	// network card, which makes checksums but has no UDP segmentation.
+	NoSegmentation bool
+	// GRO lets the interface join packets that come in a row, as network cards
+	// do unless told otherwise; a virtual cable does not.
+	GRO bool
 }
 
 // Route is a network reached through a neighbour on the cable.
@@ -83,22 +89,33 @@ func (e End) raise() error {
 		}
 	}
 	if e.NoOffload {
-		if err := dropOffload(e.Name); err != nil {
+		// Segmentation offload builds on checksum offload, and goes with it.
+		if err := ethtool(e.Name, unix.ETHTOOL_STXCSUM, 0); err != nil {
 			return fmt.Errorf("take offload away: %w", err)
+		}
+	}
+	if e.NoSegmentation {
+		// What has more is cut before it comes to the interface.
+		if err := netlink.LinkSetGSOMaxSegs(link, 1); err != nil {
+			return fmt.Errorf("take segmentation away: %w", err)
+		}
+	}
+	if e.GRO {
+		if err := ethtool(e.Name, unix.ETHTOOL_SGRO, 1); err != nil {
+			return fmt.Errorf("switch GRO on: %w", err)
 		}
 	}
 	return netlink.LinkSetUp(link)
 }
 
-// dropOffload switches off checksum offload; segmentation offload, which
-// builds on it, goes with it.
-func dropOffload(name string) error {
+// ethtool sets one value of an interface.
+func ethtool(name string, command, data uint32) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	value := struct{ command, data uint32 }{command: unix.ETHTOOL_STXCSUM} // data 0: off
+	value := struct{ command, data uint32 }{command, data} // struct ethtool_value
 	// struct ifreq with a pointer, as SIOCETHTOOL wants it (linux/sockios.h).
 	var request struct {
 		name [unix.IFNAMSIZ]byte
