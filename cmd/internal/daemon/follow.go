@@ -7,6 +7,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/quietline/quietline/cmd/internal/config"
@@ -61,29 +62,54 @@ func while(ctx context.Context, file string, part func(*config.Site) [32]byte, l
 	return inner, func() { cancel(context.Canceled); <-ended }
 }
 
-// FollowLine runs a line until ctx ends, and ends it too when the line leaves
-// the site file or leads elsewhere: a site that is cut off must not be spoken
-// to for one packet more. The TUN device goes with it: nothing passes in clear.
+// FollowLine runs a line until ctx ends. It ends too when the line leaves the
+// site file: a site that is cut off must not be spoken to for one packet more,
+// and the TUN device goes with it. A line that was enrolled anew, or leads
+// elsewhere, begins anew with what the file says now.
 func FollowLine(ctx context.Context, env Env, file string, l *config.Line) error {
-	inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return lineSum(s, l.ID) }, env.Log)
-	defer stop()
-	err := Line(inner, env, l)
-	if err == nil && errors.Is(context.Cause(inner), ErrChanged) {
-		env.Log.Warn("line ends: the site file has it no longer, or otherwise", "line", l.ID)
+	for {
+		inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return lineSum(s, l.ID) }, env.Log)
+		err := Line(inner, env, l)
+		stop()
+		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+			return err
+		}
+		site, err := config.Load(file)
+		if err != nil {
+			return err
+		}
+		next, err := site.Line(l.ID)
+		if err != nil {
+			env.Log.Warn("line ends: the site file has it no longer", "line", l.ID)
+			return nil
+		}
+		env.Site, l = site, next
+		env.Log.Info("line begins anew with the changed site file", "line", l.ID)
 	}
-	return err
 }
 
 // FollowSim plays an end of a link until ctx ends, or the link leaves the site
-// file.
+// file; a link that was changed begins anew.
 func FollowSim(ctx context.Context, env Env, file string, l *config.Link) error {
-	inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return linkSum(s, l.ID) }, env.Log)
-	defer stop()
-	err := Sim(inner, env, l)
-	if err == nil && errors.Is(context.Cause(inner), ErrChanged) {
-		env.Log.Warn("link ends: the site file has it no longer, or otherwise", "link", l.ID)
+	for {
+		inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return linkSum(s, l.ID) }, env.Log)
+		err := Sim(inner, env, l)
+		stop()
+		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+			return err
+		}
+		site, err := config.Load(file)
+		if err != nil {
+			return err
+		}
+		i := slices.IndexFunc(site.Links, func(x config.Link) bool { return x.ID == l.ID && x.Simulator != nil })
+		if i < 0 {
+			env.Log.Warn("link ends: the site file has it no longer", "link", l.ID)
+			return nil
+		}
+		env.Site, l = site, &site.Links[i]
+		env.Log.Info("link begins anew with the changed site file", "link", l.ID)
 	}
-	return err
 }
 
 // linkSum is what a running end of a link cannot take over of a site file.

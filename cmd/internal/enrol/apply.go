@@ -95,7 +95,7 @@ func (h *Home) apply(b *bond) error {
 		return err
 	}
 	if b.seed.Len() > 0 {
-		if err := writeFile(h.authSeed(site), b.seed.Expose()); err != nil {
+		if err := h.keepSeed(b); err != nil {
 			return err
 		}
 	}
@@ -105,8 +105,37 @@ func (h *Home) apply(b *bond) error {
 	return h.amend(b)
 }
 
-func (h *Home) lineDir(site string) string  { return h.Path("lines", site) }
-func (h *Home) authSeed(site string) string { return h.Path("secrets", "link-"+site+".seed") }
+func (h *Home) lineDir(site string) string { return h.Path("lines", site) }
+
+// authSeed is the file of a simulated link's seed, one for each invitation: its
+// name in the site file tells a running simulator that there is a new one.
+func (h *Home) authSeed(b *bond) string {
+	return h.Path("lines", b.theirs.Site, "auth-"+b.mine.Invitation[:8]+".seed")
+}
+
+// authPool is the folder in which the simulator of a link keeps what it made of
+// the seed.
+func (h *Home) authPool(link string) string { return h.Path("state", "sim-"+link) }
+
+// keepSeed writes the seed of a simulated link, once: after that the simulator
+// has it. What was made of an older one goes.
+func (h *Home) keepSeed(b *bond) error {
+	mark := h.Path("lines", b.theirs.Site, "auth.invitation")
+	if done, err := os.ReadFile(mark); err == nil && string(done) == b.mine.Invitation {
+		return nil
+	}
+	first := b.mine
+	if b.mine.Role == joiner {
+		first = b.theirs
+	}
+	if err := destroy(h.authPool(first.Link)); err != nil {
+		return err
+	}
+	if err := writeFile(h.authSeed(b), b.seed.Expose()); err != nil {
+		return err
+	}
+	return writeFile(mark, []byte(b.mine.Invitation))
+}
 
 // amend adds the other site to the site file.
 func (h *Home) amend(b *bond) error {
@@ -171,7 +200,7 @@ func (h *Home) addition(b *bond, now *config.Site) (*config.Site, error) {
 // simulator is this site's end of a simulated link: the inviter is alice.
 func (h *Home) simulator(b *bond) *config.Simulator {
 	s := &config.Simulator{Role: "alice", Preset: "metro",
-		AuthSeed:  "secrets/link-" + b.theirs.Site + ".seed",
+		AuthSeed:  "lines/" + b.theirs.Site + "/auth-" + b.mine.Invitation[:8] + ".seed",
 		Fibre:     config.Channel{Listen: b.mine.Fibre.String()},
 		Classical: config.Channel{Listen: b.mine.Classical.String()}}
 	if b.mine.Role == joiner {

@@ -36,7 +36,7 @@ func TestRevokeSite(t *testing.T) {
 			t.Error("kochi's root is trusted still")
 		}
 	}
-	for _, path := range []string{a.lineDir("kochi"), a.authSeed("kochi"), a.Path("enrol", "invite-kochi")} {
+	for _, path := range []string{a.lineDir("kochi"), a.authPool("tokyo-kochi"), a.Path("enrol", "invite-kochi")} {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", path, err)
 		}
