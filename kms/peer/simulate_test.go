@@ -90,7 +90,8 @@ func play(t *testing.T, h histories, much effort) {
 				w := newWorld(seed, h)
 				if err := w.run(); err != nil {
 					bad.Add(1)
-					t.Errorf("seed %d: %v", seed, err)
+					t.Errorf("seed %d: %v\nto see it: QUIETLINE_SEED=%d go test ./kms/peer -v -run '%s'", seed,
+						err, seed, t.Name())
 				}
 				played.Add(1)
 				delivered.Add(uint64(w.delivered))
