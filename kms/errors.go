@@ -12,6 +12,8 @@ var (
 	ErrLocked = errors.New("store is open in another process")
 	// ErrNewer: a newer Quietline wrote the store; this one must not touch it.
 	ErrNewer = errors.New("store has a newer schema")
+	// ErrOlder: an older Quietline wrote the store and its form is no longer read.
+	ErrOlder = errors.New("store has an older schema")
 	// ErrCorrupt: stored bytes are not what was written.
 	ErrCorrupt = errors.New("stored bytes are damaged")
 	// ErrRootKey: the root key does not open this KME's keys.

@@ -8,7 +8,7 @@
 //	unix time in ns (8) || number of changes (4) || changes
 //
 // A change is its Op (1), the link's name, and the fields of its Op, as in
-// appendChange. SAEs stand in the body as 32-byte commitments (see [Names]),
+// appendChange; adjoining claims of one commit are one change. SAEs stand in the body as 32-byte commitments (see [Names]),
 // so that an entry may be shown to others, and a name be forgotten by
 // deleting its salt while the chain still verifies.
 //
@@ -20,6 +20,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -57,16 +58,13 @@ const hashSize = sha256.Size
 // Append returns the entry that follows prev, and the position after it.
 func Append(prev kms.Position, at time.Time, changes []kms.Change, names Names) ([]byte,
 	kms.Position, error) {
-	b := make([]byte, 0, 12+len(changes)*96+hashSize)
+	b := make([]byte, 0, 12+min(len(changes), 4)*96+hashSize)
 	b = binary.BigEndian.AppendUint64(b, uint64(at.UnixNano()))
 	n := 0
 	b = binary.BigEndian.AppendUint32(b, 0)
-	for i := range changes {
-		if !Logged(changes[i].Op) {
-			continue
-		}
+	for c := range merged(changes) {
 		var err error
-		if b, err = appendChange(b, &changes[i], names); err != nil {
+		if b, err = appendChange(b, c, names); err != nil {
 			return nil, prev, err
 		}
 		n++
@@ -75,6 +73,42 @@ func Append(prev kms.Position, at time.Time, changes []kms.Change, names Names) 
 	next := kms.Position{Length: prev.Length + 1}
 	next.Hash = link(prev.Hash, next.Length, b)
 	return append(b, next.Hash[:]...), next, nil
+}
+
+// merged yields the changes that stand in the log. Claims that follow each other
+// and take adjoining slots for the same SAE are one: calls that share a commit
+// share an entry, and each slot of it is accounted for.
+func merged(changes []kms.Change) iter.Seq[*kms.Change] {
+	return func(yield func(*kms.Change) bool) {
+		var c *kms.Change
+		var sum kms.Change // of those that adjoin, for the caller's are not to change
+		for i := range changes {
+			next := &changes[i]
+			switch {
+			case !Logged(next.Op):
+			case c != nil && adjoins(c, next):
+				if c != &sum {
+					sum = *c
+					c = &sum
+				}
+				sum.Slots += next.Slots
+			case c != nil && !yield(c):
+				return
+			default:
+				c = next
+			}
+		}
+		if c != nil {
+			yield(c)
+		}
+	}
+}
+
+// adjoins tells whether the claim next goes on where c ends.
+func adjoins(c, next *kms.Change) bool {
+	return c.Op == next.Op && (c.Op == kms.OpClaim || c.Op == kms.OpExpire) &&
+		next.First == c.First+c.Slots && c.Role == next.Role && c.SAE == next.SAE &&
+		c.Segment == next.Segment && c.Session == next.Session
 }
 
 // Logged tells whether a change stands in the log. What a peer showed of

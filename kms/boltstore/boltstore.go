@@ -1,10 +1,11 @@
-// Package boltstore is a kms.Store in one bbolt file.
+// Package boltstore is a kms.Store in one bbolt file and a journal beside it.
 //
 // The main type is [Store]. One record per segment, one claim bitmap per
-// role, and the chained audit log stand in the same file, so that claim and
-// audit are one transaction. Buckets and keys:
+// role, and the chained audit log stand in the same database, and a commit is
+// one record of the journal, so that claim and audit are one write. Buckets
+// and keys of the database (kms.db):
 //
-//	meta      schema, kme, fence, boot (incarnation), epoch, position,
+//	meta      schema, kme, fence, boot (incarnation), epoch, position, journal,
 //	          peer/<KME ID>
 //	links     <link> → generation, floor, ID key, ledger
 //	segments  <segment> → what is known of it
@@ -18,20 +19,31 @@
 // where <segment> is the link's name with its length, generation (8) and
 // number (8), so that a link's segments stand in order.
 //
-// A caller must keep in mind: the file is locked while open; deleted pages
-// keep their old bytes, so that nothing here erases: slots are sealed, and
-// erasure is the destruction of keys outside this file. After a failed write
+// The journal (kms.journal, 1 MiB) holds the commits since the database was
+// written last, each as what it writes into these buckets. It is one write and
+// one flush a commit where the database needs two flushes and a page for each
+// bucket. What it holds moves to the database when a commit brings slots or
+// data keys, when it is full, and at Open and Close.
+//
+// A caller must keep in mind: the two files belong together, and the database
+// is locked while open; deleted pages keep their old bytes, so that nothing
+// here erases: slots are sealed, and erasure is the destruction of keys outside
+// these files. Neither slots nor data keys go through the journal. After a failed write
 // the store answers ErrStopped until it is opened again: a second fsync after
 // a failed one may report success over lost data.
 package boltstore
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,11 +54,12 @@ import (
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/audit"
+	"github.com/quietline/quietline/secret"
 )
 
-// Schema is the version of the layout above. A file with a newer one is not
-// touched.
-const Schema = 1
+// Schema is the version of the layout above. A file with another one is not
+// touched: 1 had no journal.
+const Schema = 2
 
 // lockWait is how long Open waits for another process to let the file go:
 // enough for a service restart that overlaps, short enough for a person.
@@ -63,14 +76,13 @@ var (
 	bLog      = []byte("log")
 	bNames    = []byte("names")
 
-	buckets = [][]byte{bMeta, bLinks, bSegments, bKeys, bSlots, bGrants, bClaims, bLog, bNames}
-
 	kSchema   = []byte("schema")
 	kKME      = []byte("kme")
 	kFence    = []byte("fence")
 	kBoot     = []byte("boot")
 	kEpoch    = []byte("epoch")
 	kPosition = []byte("position")
+	kJournal  = []byte("journal")
 	pPeer     = "peer/"
 )
 
@@ -83,13 +95,17 @@ type Store struct {
 
 	stopped atomic.Bool
 
-	mu    sync.Mutex // one commit at a time; guards names
+	mu      sync.Mutex // one commit at a time; guards the rest
+	journal *journal
+	waiting waiting
+	state
 	names map[etsi014.SAEID]audit.Commitment
 }
 
 var _ kms.Store = (*Store)(nil)
 
-// Options are what tests need to set. The zero value is right for a KME.
+// Options are mostly what tests need to set. The zero value is right for a
+// new KME.
 type Options struct {
 	// Now is the wall clock of audit records; nil = time.Now.
 	Now func() time.Time
@@ -97,10 +113,13 @@ type Options struct {
 	OpenFile func(string, int, os.FileMode) (*os.File, error)
 	// LockWait replaces the time that Open waits for the file's lock.
 	LockWait time.Duration
+	// MustExist refuses to make a new store: other files tell that there was one.
+	MustExist bool
 }
 
 // Open opens or makes the store of one KME. Errors: kms.ErrLocked,
-// kms.ErrNewer, kms.ErrForeign, kms.ErrCorrupt, or the file system's.
+// kms.ErrNewer, kms.ErrOlder, kms.ErrForeign, kms.ErrCorrupt, or the file
+// system's.
 func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
@@ -108,12 +127,18 @@ func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 	if opts.LockWait == 0 {
 		opts.LockWait = lockWait
 	}
+	if opts.OpenFile == nil {
+		opts.OpenFile = os.OpenFile
+	}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("open store %s: %w", path, err)
 		}
 	}()
 	defer guard(&err)()
+	if err := checkMade(path, opts.MustExist); err != nil {
+		return nil, err
+	}
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:        opts.LockWait,
 		OpenFile:       whole(opts.OpenFile),
@@ -123,12 +148,94 @@ func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 	if err != nil {
 		return nil, openError(err)
 	}
-	s = &Store{db: db, self: self, now: opts.Now, names: map[etsi014.SAEID]audit.Commitment{}}
-	if err = s.prepare(); err != nil {
-		_ = db.Close()
+	db.AllocSize = growBy
+	s = &Store{db: db, self: self, now: opts.Now}
+	if err = s.open(path, opts.OpenFile); err != nil {
+		_ = s.closeFiles()
 		return nil, err
 	}
 	return s, nil
+}
+
+// growBy is by how much the file grows at a time, bytes: the engine's 16 MiB
+// would stand empty on most sites.
+const growBy = 1 << 20
+
+// checkMade refuses to take what is left of a store for an empty folder: its
+// claims would be forgotten.
+func checkMade(path string, must bool) error {
+	if info, err := os.Stat(path); err == nil && info.Size() > 0 || err != nil &&
+		!errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	left := "other files of this KME stand"
+	if _, err := os.Stat(journalPath(path)); err == nil {
+		left = "its journal stands"
+	} else if !must {
+		return nil
+	}
+	return fmt.Errorf("%w: it is missing or empty while %s in the folder; put it back or start with "+
+		"an empty folder", kms.ErrCorrupt, left)
+}
+
+// open prepares the database and takes over what the journal holds.
+func (s *Store) open(path string, open openFile) error {
+	fresh, after, err := s.prepare()
+	if err != nil {
+		return err
+	}
+	if fresh {
+		if after, err = s.format(); err != nil {
+			return err
+		}
+		if err := secret.SyncDir(filepath.Dir(path)); err != nil {
+			return err
+		}
+	}
+	// Before the first lease there was no commit: the first Open did not come
+	// to an end.
+	if fresh || s.fence == 0 {
+		if err := makeJournal(open, journalPath(path)); err != nil {
+			return err
+		}
+	}
+	if err := s.replay(path, open, os.O_RDWR, after); err != nil {
+		return err
+	}
+	if len(s.waiting.writes)+len(s.waiting.entries) > 0 {
+		if err := s.writeBack(nil, s.position); err != nil {
+			return err
+		}
+	}
+	return s.db.View(func(tx *bolt.Tx) (err error) {
+		if s.names, err = readNames(tx); err == nil {
+			s.state, err = readState(tx)
+		}
+		return err
+	})
+}
+
+// replay reads the journal: what it holds waits from now on, and position is
+// that of its last entry.
+func (s *Store) replay(path string, open openFile, flag int, after mark) error {
+	j, batches, err := openJournal(open, journalPath(path), flag, after)
+	if err != nil {
+		return err
+	}
+	s.journal, s.waiting = j, waiting{writes: map[string]*write{}}
+	for _, b := range batches {
+		if err := s.waiting.add(b); err != nil {
+			return err
+		}
+	}
+	for _, e := range s.waiting.entries {
+		rec, err := audit.Parse(s.position, e, nil)
+		if err != nil {
+			return err
+		}
+		s.position = rec.Position
+	}
+	return nil
 }
 
 // openError names what the engine's error means for the operator.
@@ -158,17 +265,22 @@ func guard(err *error) func() {
 	}
 }
 
-func (s *Store) prepare() error {
-	fresh := false
-	err := s.db.View(func(tx *bolt.Tx) error {
+// prepare checks whose file it is, and reads where the log and the journal
+// stand.
+func (s *Store) prepare() (fresh bool, after mark, err error) {
+	err = s.db.View(func(tx *bolt.Tx) error {
 		meta := tx.Bucket(bMeta)
 		if meta == nil {
 			fresh = true
 			return nil
 		}
-		if v := getUint64(meta, kSchema); v > Schema {
+		switch v := getUint64(meta, kSchema); {
+		case v > Schema:
 			return fmt.Errorf("%w: version %d, this program knows %d; use the newer program",
 				kms.ErrNewer, v, Schema)
+		case v < Schema:
+			return fmt.Errorf("%w: version %d, this program knows %d; start with an empty folder",
+				kms.ErrOlder, v, Schema)
 		}
 		if kme := etsi014.KMEID(meta.Get(kKME)); kme != s.self {
 			return fmt.Errorf("%w: it is %q's, this is %q", kms.ErrForeign, kme, s.self)
@@ -178,41 +290,60 @@ func (s *Store) prepare() error {
 				return fmt.Errorf("%w: no bucket %s", kms.ErrCorrupt, name)
 			}
 		}
-		return s.loadNames(tx)
-	})
-	if err != nil || !fresh {
+		s.fence = kms.Fence(getUint64(meta, kFence))
+		if s.position, err = parsePosition(meta.Get(kPosition)); err != nil {
+			return err
+		}
+		after, err = parseMark(meta.Get(kJournal))
 		return err
+	})
+	return fresh, after, err
+}
+
+// format makes an empty store. Its mark is random: no other store's journal
+// follows it.
+func (s *Store) format() (first mark, err error) {
+	if _, err := rand.Read(first.sum[:]); err != nil {
+		return first, err
 	}
-	return s.db.Update(func(tx *bolt.Tx) error {
+	return first, s.db.Update(func(tx *bolt.Tx) error {
 		for _, name := range buckets {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}
 		meta := tx.Bucket(bMeta)
-		if err := putUint64(meta, kSchema, Schema); err != nil {
-			return err
-		}
-		return meta.Put(kKME, []byte(s.self))
+		return errors.Join(putUint64(meta, kSchema, Schema), meta.Put(kKME, []byte(s.self)),
+			meta.Put(kJournal, first.append(nil)))
 	})
 }
 
-func (s *Store) loadNames(tx *bolt.Tx) error {
-	return tx.Bucket(bNames).ForEach(func(k, v []byte) error {
-		if len(v) != len(audit.Salt{})+len(audit.Commitment{}) {
-			return fmt.Errorf("%w: salt of a name", kms.ErrCorrupt)
-		}
-		s.names[etsi014.SAEID(k)] = audit.Commitment(v[len(audit.Salt{}):])
-		return nil
-	})
-}
-
-// Close waits for the commit under way and lets the file go.
-func (s *Store) Close() error {
+// Close waits for the commit under way, moves what the journal holds to the
+// database and lets both go.
+func (s *Store) Close() (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.stopped.Store(true)
-	return s.db.Close()
+	if !s.stopped.Swap(true) && len(s.waiting.writes)+len(s.waiting.entries) > 0 {
+		err = s.finish(nil)
+	}
+	if cerr := s.closeFiles(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// finish is writeBack under a guard.
+func (s *Store) finish(batch []byte) (err error) {
+	defer guard(&err)()
+	return s.writeBack(batch, s.position)
+}
+
+func (s *Store) closeFiles() error {
+	err := s.db.Close()
+	if s.journal != nil {
+		err = errors.Join(err, s.journal.f.Close())
+	}
+	return err
 }
 
 // Load implements kms.Store.
@@ -221,30 +352,30 @@ func (s *Store) Load(ctx context.Context, id kms.SegmentID) (sealed kms.Sealed,
 	if err := ctx.Err(); err != nil {
 		return sealed, nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("load segment %s: %w", id, err)
+		}
+	}()
 	defer guard(&err)()
-	err = s.db.View(func(tx *bolt.Tx) error {
-		key := segmentKey(id)
-		slots := tx.Bucket(bSlots).Get(key)
-		if slots == nil {
-			return kms.ErrNoSegment
-		}
-		var err error
-		if sealed.Key, err = parseWrapped(tx.Bucket(bKeys).Get(key)); err != nil {
-			return err
-		}
-		sealed.Slots = append([]byte(nil), slots...)
-		c := tx.Bucket(bClaims).Cursor()
-		for k, v := c.Seek(key); len(k) == len(key)+1 && hasPrefix(k, key); k, v = c.Next() {
-			for len(claims) <= int(k[len(key)]) {
-				claims = append(claims, nil)
-			}
-			claims[k[len(key)]] = append(kms.Bitmap(nil), v...)
-		}
-		return nil
-	})
-	if err != nil {
-		err = fmt.Errorf("load segment %s: %w", id, err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seg := s.segments[id]
+	if seg == nil || !seg.hasBytes() {
+		return sealed, nil, kms.ErrNoSegment
 	}
+	for _, b := range seg.claims {
+		claims = append(claims, slices.Clone(b))
+	}
+	err = s.db.View(func(tx *bolt.Tx) (err error) {
+		slots := tx.Bucket(bSlots).Get(seg.key)
+		if len(slots) == 0 || len(slots)%seg.Slots != 0 {
+			return fmt.Errorf("%w: %d bytes for %d slots", kms.ErrCorrupt, len(slots), seg.Slots)
+		}
+		sealed.Slots = slices.Clone(slots)
+		sealed.Key, err = parseWrapped(tx.Bucket(bKeys).Get(seg.key))
+		return err
+	})
 	return sealed, claims, err
 }
 

@@ -157,7 +157,6 @@ func TestWriteErrorStops(t *testing.T) {
 func TestScanFindsDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "kms.db")
 	s := openAt(t, path, Options{})
-	defer s.Close()
 	l, err := s.Lease(t.Context(), "", 0)
 	if err != nil {
 		t.Fatal(err)
@@ -168,6 +167,9 @@ func TestScanFindsDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	s.Close() // moves the log into the database
+	s = openAt(t, path, Options{})
+	defer s.Close()
 	for name, spoil := range map[string]func(b *bolt.Bucket) error{
 		"changed": func(b *bolt.Bucket) error {
 			v := bytes.Clone(b.Get(logKey(5)))

@@ -1,11 +1,11 @@
 package boltstore
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
+	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
 
 	bolt "go.etcd.io/bbolt"
@@ -15,8 +15,10 @@ import (
 	"github.com/quietline/quietline/kms/audit"
 )
 
-// Commit implements kms.Store: one transaction, one audit entry, two fsyncs,
-// whatever the number of changes. Callers gather changes to share them.
+// Commit implements kms.Store: one audit entry, one write to the journal and
+// one flush, whatever the number of changes. Where slots or data keys change,
+// or the journal is full, it is one transaction of the database with its two
+// flushes. Callers gather changes to share them.
 func (s *Store) Commit(ctx context.Context, fence kms.Fence, changes []kms.Change) (
 	pos kms.Position, err error) {
 	if err := ctx.Err(); err != nil {
@@ -36,15 +38,10 @@ func (s *Store) Commit(ctx context.Context, fence kms.Fence, changes []kms.Chang
 		}
 	}()
 	defer guard(&err)()
-	btx, err := s.db.Begin(true)
-	if err != nil {
-		return pos, err
+	if s.fence != fence {
+		return pos, fmt.Errorf("%w: fence is %d, writer has %d", kms.ErrFenced, s.fence, fence)
 	}
-	defer btx.Rollback()
-	t := newTransaction(btx, s)
-	if have := kms.Fence(getUint64(t.meta, kFence)); have != fence {
-		return pos, fmt.Errorf("%w: fence is %d, writer has %d", kms.ErrFenced, have, fence)
-	}
+	t := newTransaction(s)
 	for i := range changes {
 		if err := t.apply(&changes[i]); err != nil {
 			return pos, fmt.Errorf("change %d of %d (op %d, segment %s): %w",
@@ -54,63 +51,68 @@ func (s *Store) Commit(ctx context.Context, fence kms.Fence, changes []kms.Chang
 	if pos, err = t.end(changes); err != nil {
 		return pos, err
 	}
-	if err := s.finish(btx); err != nil {
-		return pos, err
+	if err := s.write(t, pos); err != nil {
+		return pos, fmt.Errorf("write: %w: %w", kms.ErrStopped, err)
 	}
-	for name, c := range t.newNames {
-		s.names[name] = c
-	}
+	t.install(pos)
 	return pos, nil
 }
 
-// transaction applies the changes of one commit. Records that several changes
-// touch are read once and written once, at the end.
-type transaction struct {
-	store                                                          *Store
-	meta, links, segments, keys, slots, grants, claims, log, names *bolt.Bucket
-
-	seen     map[kms.SegmentID]*liveSegment
-	linkRecs map[kms.LinkID]*linkRecord
-	newNames map[etsi014.SAEID]audit.Commitment
-}
-
-type liveSegment struct {
-	kms.Segment
-	key    []byte
-	dirty  bool
-	gone   bool
-	claims map[int]kms.Bitmap // by role, as they will be written
-	grant  kms.Grant          // the last one looked up; Slots 0 = none
-}
-
-func newTransaction(tx *bolt.Tx, s *Store) *transaction {
-	t := &transaction{
-		store: s,
-		meta:  tx.Bucket(bMeta), links: tx.Bucket(bLinks), segments: tx.Bucket(bSegments),
-		keys: tx.Bucket(bKeys), slots: tx.Bucket(bSlots), grants: tx.Bucket(bGrants),
-		claims: tx.Bucket(bClaims), log: tx.Bucket(bLog), names: tx.Bucket(bNames),
-		seen:     map[kms.SegmentID]*liveSegment{},
-		linkRecs: map[kms.LinkID]*linkRecord{},
-		newNames: map[etsi014.SAEID]audit.Commitment{},
+// write makes a transaction durable.
+func (s *Store) write(t *transaction, pos kms.Position) error {
+	switch n := len(t.batch) - journalHead; {
+	case n == 0:
+		return nil
+	case t.heavy || !s.journal.fits(n):
+		s.journal.keep(t.batch)
+		return s.writeBack(t.batch[journalHead:], pos)
 	}
-	t.log.FillPercent = 1      // entries come in order and are never changed
-	t.segments.FillPercent = 1 // as do segments
-	return t
+	if err := s.journal.write(t.batch); err != nil {
+		return err
+	}
+	return s.waiting.add(t.batch[journalHead:])
+}
+
+// transaction applies the changes of one commit to copies of what they touch.
+type transaction struct {
+	*Store
+	incarnation, epoch uint64
+	seen               map[kms.SegmentID]*liveSegment
+	order              []*liveSegment // those of seen
+	linkRecs           map[kms.LinkID]*linkRecord
+	remembered         map[etsi014.KMEID]kms.Memory
+	newNames           map[etsi014.SAEID]audit.Commitment
+
+	batch []byte // the journal's record
+	heavy bool   // slots or data keys change
+}
+
+func newTransaction(s *Store) *transaction {
+	return &transaction{
+		Store: s, incarnation: s.incarnation, epoch: s.epoch, batch: s.journal.begin(),
+		seen:     make(map[kms.SegmentID]*liveSegment, 4),
+		linkRecs: make(map[kms.LinkID]*linkRecord, 2),
+	}
 }
 
 func (t *transaction) apply(c *kms.Change) error {
 	switch c.Op {
 	case kms.OpBoot:
-		if c.Incarnation <= getUint64(t.meta, kBoot) {
+		if c.Incarnation <= t.incarnation {
 			return fmt.Errorf("%w: incarnation goes back to %d", kms.ErrChange, c.Incarnation)
 		}
-		return putUint64(t.meta, kBoot, c.Incarnation)
+		t.incarnation = c.Incarnation
+		return nil
 	case kms.OpRemember:
-		return t.meta.Put([]byte(pPeer+string(c.Memory.Peer)), appendMemory(nil, c.Memory))
+		if t.remembered == nil {
+			t.remembered = map[etsi014.KMEID]kms.Memory{}
+		}
+		t.remembered[c.Memory.Peer] = c.Memory
+		return nil
 	case kms.OpLink:
 		l, err := t.link(c.Segment.Link)
 		if err == nil {
-			l.idKey = c.IDKey
+			l.idKey = kms.Wrapped{Epoch: c.IDKey.Epoch, Bytes: slices.Clone(c.IDKey.Bytes)}
 		}
 		return err
 	case kms.OpTally:
@@ -163,7 +165,8 @@ func (t *transaction) change(c *kms.Change) error {
 		if err := seg.move(to); err != nil {
 			return err
 		}
-		return t.destroy(seg)
+		t.destroy(seg)
+		return nil
 	case kms.OpReseal, kms.OpRewrap:
 		return t.reseal(seg, c)
 	case kms.OpFinish:
@@ -188,33 +191,30 @@ func (t *transaction) link(id kms.LinkID) (*linkRecord, error) {
 	if id == "" || len(id) > 64 {
 		return nil, fmt.Errorf("%w: link name of %d bytes", kms.ErrChange, len(id))
 	}
-	l, err := parseLink(t.links.Get([]byte(id)))
-	if err != nil {
-		return nil, err
-	}
+	l := t.links[id]
 	t.linkRecs[id] = &l
 	return &l, nil
 }
 
 func (t *transaction) segment(id kms.SegmentID) (*liveSegment, error) {
-	if s := t.seen[id]; s != nil {
-		if s.gone {
+	s := t.seen[id]
+	if s == nil {
+		have := t.segments[id]
+		if have == nil {
 			return nil, kms.ErrNoSegment
 		}
-		return s, nil
+		s = have.fork()
+		t.add(s)
 	}
-	key := segmentKey(id)
-	v := t.segments.Get(key)
-	if v == nil {
+	if s.gone {
 		return nil, kms.ErrNoSegment
 	}
-	seg, err := parseSegment(v)
-	if err != nil {
-		return nil, err
-	}
-	s := &liveSegment{Segment: seg, key: key, claims: map[int]kms.Bitmap{}}
-	t.seen[id] = s
 	return s, nil
+}
+
+func (t *transaction) add(s *liveSegment) {
+	t.seen[s.ID] = s
+	t.order = append(t.order, s)
 }
 
 func (t *transaction) ingest(c *kms.Change) error {
@@ -231,64 +231,83 @@ func (t *transaction) ingest(c *kms.Change) error {
 		id.Number+1 == 0 {
 		return fmt.Errorf("%w: segment and slots do not fit", kms.ErrChange)
 	}
-	if e := getUint64(t.meta, kEpoch); e != 0 && c.Sealed.Key.Epoch != e {
+	if t.epoch != 0 && c.Sealed.Key.Epoch != t.epoch {
 		return fmt.Errorf("%w: data key of epoch %d, this is %d", kms.ErrChange,
-			c.Sealed.Key.Epoch, e)
+			c.Sealed.Key.Epoch, t.epoch)
 	}
 	l.generation, l.floor = id.Generation, id.Number+1
-	s := &liveSegment{Segment: m, key: segmentKey(id), dirty: true, claims: map[int]kms.Bitmap{}}
-	t.seen[id] = s
-	if err := t.keys.Put(s.key, appendWrapped(nil, c.Sealed.Key)); err != nil {
-		return err
-	}
-	return t.slots.Put(s.key, c.Sealed.Slots)
+	s := &liveSegment{Segment: m, key: segmentKey(id), epoch: c.Sealed.Key.Epoch, dirty: true}
+	t.add(s)
+	t.putKey(s, c.Sealed.Key)
+	t.batch = appendPut(t.batch, inSlots, s.key, c.Sealed.Slots)
+	return nil
+}
+
+// putKey writes a segment's data key.
+func (t *transaction) putKey(s *liveSegment, w kms.Wrapped) {
+	s.epoch, t.heavy = w.Epoch, true
+	t.batch = appendPut(t.batch, inKeys, s.key, appendWrapped(nil, w))
 }
 
 // reseal replaces a segment's data key, and for OpReseal its slots too.
 func (t *transaction) reseal(seg *liveSegment, c *kms.Change) error {
-	old := t.slots.Get(seg.key)
-	if old == nil {
+	if !seg.hasBytes() {
 		return fmt.Errorf("%w: reseal of a %s segment", kms.ErrState, seg.State)
 	}
 	if c.Op == kms.OpRewrap {
-		return t.keys.Put(seg.key, appendWrapped(nil, c.Key))
+		t.putKey(seg, c.Key)
+		return nil
 	}
-	if len(c.Sealed.Slots) != len(old) {
-		return fmt.Errorf("%w: %d sealed bytes for %d", kms.ErrChange, len(c.Sealed.Slots), len(old))
-	}
-	if err := t.keys.Put(seg.key, appendWrapped(nil, c.Sealed.Key)); err != nil {
-		return err
-	}
-	return t.slots.Put(seg.key, c.Sealed.Slots)
-}
-
-// turn moves the epoch on. It is refused if any key would be left behind: the
-// key of the epoch before is destroyed next.
-func (t *transaction) turn(epoch uint64) error {
-	if epoch <= getUint64(t.meta, kEpoch) {
-		return fmt.Errorf("%w: epoch goes back to %d", kms.ErrChange, epoch)
-	}
-	err := t.keys.ForEach(func(_, v []byte) error {
-		if w, err := parseWrapped(v); err != nil || w.Epoch != epoch {
-			return errors.Join(err, fmt.Errorf("%w: a data key is left in epoch %d", kms.ErrChange,
-				w.Epoch))
-		}
+	old := 0
+	err := t.db.View(func(tx *bolt.Tx) error {
+		old = len(tx.Bucket(bSlots).Get(seg.key))
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	err = t.links.ForEach(func(k, _ []byte) error {
-		l, err := t.link(kms.LinkID(k))
-		if err == nil && l.idKey.Epoch != 0 && l.idKey.Epoch != epoch {
-			err = fmt.Errorf("%w: an ID key is left in epoch %d", kms.ErrChange, l.idKey.Epoch)
-		}
-		return err
-	})
-	if err != nil {
-		return err
+	if old == 0 { // ingested by this commit
+		old = len(c.Sealed.Slots)
 	}
-	return putUint64(t.meta, kEpoch, epoch)
+	if len(c.Sealed.Slots) != old {
+		return fmt.Errorf("%w: %d sealed bytes for %d", kms.ErrChange, len(c.Sealed.Slots), old)
+	}
+	t.putKey(seg, c.Sealed.Key)
+	t.batch = appendPut(t.batch, inSlots, seg.key, c.Sealed.Slots)
+	return nil
+}
+
+// turn moves the epoch on. It is refused if any key would be left behind: the
+// key of the epoch before is destroyed next.
+func (t *transaction) turn(epoch uint64) error {
+	if epoch <= t.epoch {
+		return fmt.Errorf("%w: epoch goes back to %d", kms.ErrChange, epoch)
+	}
+	for id, s := range t.segments {
+		if t.seen[id] == nil && s.hasBytes() && s.epoch != epoch {
+			return fmt.Errorf("%w: the data key of segment %s is left in epoch %d", kms.ErrChange, id,
+				s.epoch)
+		}
+	}
+	for _, s := range t.order {
+		if !s.gone && s.hasBytes() && s.epoch != epoch {
+			return fmt.Errorf("%w: the data key of segment %s is left in epoch %d", kms.ErrChange, s.ID,
+				s.epoch)
+		}
+	}
+	for id := range t.links {
+		if _, err := t.link(id); err != nil {
+			return err
+		}
+	}
+	for id, l := range t.linkRecs {
+		if l.idKey.Epoch != 0 && l.idKey.Epoch != epoch {
+			return fmt.Errorf("%w: the ID key of link %s is left in epoch %d", kms.ErrChange, id,
+				l.idKey.Epoch)
+		}
+	}
+	t.epoch, t.heavy = epoch, true
+	return nil
 }
 
 func (s *liveSegment) openUnder(session kms.Session) error {
@@ -315,22 +334,19 @@ func (t *transaction) grant(seg *liveSegment, c *kms.Change) error {
 		return fmt.Errorf("%w: slots %d+%d of %d, %d bits", kms.ErrGrant,
 			g.First, g.Slots, seg.Slots, g.SizeBits)
 	}
-	if have, err := t.grantAfter(seg, g.First); err != nil {
-		return err
-	} else if have.Slots > 0 && have.First < g.First+g.Slots {
+	have, at := seg.grantAfter(g.First)
+	if have != nil && have.First < g.First+g.Slots {
 		return fmt.Errorf("%w: slots %d+%d overlap %d+%d", kms.ErrGrant,
 			g.First, g.Slots, have.First, have.Slots)
 	}
-	return t.grants.Put(grantKey(seg.key, g.First+g.Slots), appendGrant(nil, &g))
-}
-
-// grantAfter finds the segment's first grant that ends after the slot.
-func (t *transaction) grantAfter(seg *liveSegment, slot int) (kms.Grant, error) {
-	k, v := t.grants.Cursor().Seek(grantKey(seg.key, slot+1))
-	if len(k) != len(seg.key)+4 || !bytes.HasPrefix(k, seg.key) {
-		return kms.Grant{}, nil
+	g.Targets = slices.Clone(g.Targets)
+	if have == nil { // behind what the state's own slice shows
+		seg.grants = append(seg.grants, g)
+	} else {
+		seg.grants = slices.Insert(slices.Clone(seg.grants), at, g)
 	}
-	return parseGrant(v)
+	seg.newGrants = append(seg.newGrants, g)
+	return nil
 }
 
 func (t *transaction) claim(seg *liveSegment, c *kms.Change) error {
@@ -340,26 +356,24 @@ func (t *transaction) claim(seg *liveSegment, c *kms.Change) error {
 	if c.Slots <= 0 || c.First < 0 || c.Slots > seg.Slots-c.First {
 		return fmt.Errorf("%w: slots %d+%d of %d", kms.ErrGrant, c.First, c.Slots, seg.Slots)
 	}
-	if g := &seg.grant; g.Slots == 0 || c.First < g.First || c.First+c.Slots > g.First+g.Slots {
-		var err error
-		if seg.grant, err = t.grantAfter(seg, c.First); err != nil {
-			return err
-		}
+	g, _ := seg.grantAfter(c.First)
+	if g == nil {
+		return fmt.Errorf("%w: slots %d+%d", kms.ErrGrant, c.First, c.Slots)
 	}
-	g := &seg.grant
 	per := max(1, kms.KeySlots(g.SizeBits, seg.SlotBytes))
-	if c.First < g.First || c.First+c.Slots > g.First+g.Slots || (c.First-g.First)%per != 0 || c.Slots%per != 0 {
+	if c.First < g.First || c.First+c.Slots > g.First+g.Slots || (c.First-g.First)%per != 0 ||
+		c.Slots%per != 0 {
 		return fmt.Errorf("%w: slots %d+%d", kms.ErrGrant, c.First, c.Slots)
 	}
 	switch {
 	case c.Role == kms.RoleInitiator:
-		if seg.Owner != t.store.self || c.SAE != g.Initiator || c.Op != kms.OpClaim {
+		if seg.Owner != t.self || c.SAE != g.Initiator || c.Op != kms.OpClaim {
 			return fmt.Errorf("%w: draw by another than the owner's initiator", kms.ErrGrant)
 		}
 	case c.Role < 0 || c.Role >= len(g.Targets) || g.Targets[c.Role] != c.SAE:
 		return fmt.Errorf("%w: fetch by another than the target", kms.ErrGrant)
 	}
-	bits := t.bitmap(seg, c.Role)
+	bits := seg.bitmap(c.Role)
 	for i := c.First; i < c.First+c.Slots; i++ {
 		if bits.Get(i) {
 			return fmt.Errorf("%w: slot %d, role %d", kms.ErrClaimed, i, c.Role)
@@ -369,89 +383,70 @@ func (t *transaction) claim(seg *liveSegment, c *kms.Change) error {
 	return nil
 }
 
-func (t *transaction) bitmap(seg *liveSegment, role int) kms.Bitmap {
-	b, ok := seg.claims[role]
-	if !ok {
-		b = kms.NewBitmap(seg.Slots)
-		copy(b, t.claims.Get(claimKey(seg.key, role)))
-		seg.claims[role] = b
-	}
-	return b
-}
-
 // destroy drops key, slots, grants and claims. The pages keep their bytes;
 // what makes them unreadable is the end of the epoch key.
-func (t *transaction) destroy(seg *liveSegment) error {
-	clear(seg.claims)
-	if err := t.keys.Delete(seg.key); err != nil {
-		return err
+func (t *transaction) destroy(s *liveSegment) {
+	b := appendDelete(t.batch, inKeys, s.key)
+	b = appendDelete(b, inSlots, s.key)
+	for i := range s.grants {
+		b = appendDelete(b, inGrants, grantKey(s.key, s.grants[i].First+s.grants[i].Slots))
 	}
-	if err := t.slots.Delete(seg.key); err != nil {
-		return err
+	for i := range s.claims {
+		b = appendDelete(b, inClaims, claimKey(s.key, i-1))
 	}
-	for _, b := range []*bolt.Bucket{t.grants, t.claims} {
-		var keys [][]byte
-		c := b.Cursor()
-		for k, _ := c.Seek(seg.key); hasPrefix(k, seg.key); k, _ = c.Next() {
-			keys = append(keys, slices.Clone(k))
-		}
-		for _, k := range keys {
-			if err := b.Delete(k); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	s.grants, s.newGrants, s.claims, s.claimed = nil, nil, nil, nil
+	t.batch = b
 }
 
-// end writes what the changes left, and the audit entry.
+// end appends to the batch what the changes left, and the audit entry.
 func (t *transaction) end(changes []kms.Change) (kms.Position, error) {
-	for _, s := range t.seen {
-		for role, bits := range s.claims {
-			if err := t.claims.Put(claimKey(s.key, role), bits); err != nil {
-				return kms.Position{}, err
-			}
+	for _, s := range t.order {
+		for i := range s.newGrants {
+			g := &s.newGrants[i]
+			t.batch = appendPut(t.batch, inGrants, grantKey(s.key, g.First+g.Slots), appendGrant(nil, g))
+		}
+		for _, role := range s.claimed {
+			t.batch = appendPut(t.batch, inClaims, claimKey(s.key, role), s.claims[role+1])
 		}
 		switch {
 		case s.gone:
-			if err := t.segments.Delete(s.key); err != nil {
-				return kms.Position{}, err
-			}
+			t.batch = appendDelete(t.batch, inSegments, s.key)
 		case s.dirty:
-			if err := t.segments.Put(s.key, appendSegment(nil, &s.Segment)); err != nil {
-				return kms.Position{}, err
-			}
+			t.batch = appendPut(t.batch, inSegments, s.key, appendSegment(nil, &s.Segment))
 		}
 	}
 	for id, l := range t.linkRecs {
-		if err := t.links.Put([]byte(id), l.append(nil)); err != nil {
-			return kms.Position{}, err
+		t.batch = appendPut(t.batch, inLinks, []byte(id), l.append(nil))
+	}
+	for peer, m := range t.remembered {
+		t.batch = appendPut(t.batch, inMeta, []byte(pPeer+string(peer)), appendMemory(nil, m))
+	}
+	number := func(key []byte, v, before uint64) {
+		if v != before {
+			t.batch = appendPut(t.batch, inMeta, key, binary.BigEndian.AppendUint64(nil, v))
 		}
 	}
+	number(kBoot, t.incarnation, t.Store.incarnation)
+	number(kEpoch, t.epoch, t.Store.epoch)
 	return t.record(changes)
 }
 
 func (t *transaction) record(changes []kms.Change) (kms.Position, error) {
-	pos, err := parsePosition(t.meta.Get(kPosition))
-	if err != nil || !slices.ContainsFunc(changes, func(c kms.Change) bool {
-		return audit.Logged(c.Op)
-	}) {
-		return pos, err
+	if !slices.ContainsFunc(changes, func(c kms.Change) bool { return audit.Logged(c.Op) }) {
+		return t.position, nil
 	}
-	entry, next, err := audit.Append(pos, t.store.now(), changes, t.name)
+	entry, next, err := audit.Append(t.position, t.now(), changes, t.name)
 	if err != nil {
-		return pos, err
+		return t.position, err
 	}
-	if err := t.log.Put(logKey(next.Length), entry); err != nil {
-		return pos, err
-	}
-	return next, t.meta.Put(kPosition, appendPosition(nil, next))
+	t.batch = appendPut(t.batch, inLog, logKey(next.Length), entry)
+	return next, nil
 }
 
 // name is the commitment of an SAE's name; a new name gets its salt here, in
 // the same commit as its first mention.
 func (t *transaction) name(sae etsi014.SAEID) (audit.Commitment, error) {
-	if c, ok := t.store.names[sae]; ok {
+	if c, ok := t.names[sae]; ok {
 		return c, nil
 	}
 	if c, ok := t.newNames[sae]; ok {
@@ -462,9 +457,29 @@ func (t *transaction) name(sae etsi014.SAEID) (audit.Commitment, error) {
 		return audit.Commitment{}, err
 	}
 	c := audit.Commit(salt, sae)
-	if err := t.names.Put([]byte(sae), append(salt[:], c[:]...)); err != nil {
-		return c, err
+	t.batch = appendPut(t.batch, inNames, []byte(sae), append(salt[:], c[:]...))
+	if t.newNames == nil {
+		t.newNames = map[etsi014.SAEID]audit.Commitment{}
 	}
 	t.newNames[sae] = c
 	return c, nil
+}
+
+// install makes the copies the state: they are durable.
+func (t *transaction) install(pos kms.Position) {
+	s := t.Store
+	s.incarnation, s.epoch, s.position = t.incarnation, t.epoch, pos
+	for _, seg := range t.order {
+		if seg.gone {
+			delete(s.segments, seg.ID)
+			continue
+		}
+		seg.settle()
+		s.segments[seg.ID] = seg
+	}
+	for id, l := range t.linkRecs {
+		s.links[id] = *l
+	}
+	maps.Copy(s.memories, t.remembered)
+	maps.Copy(s.names, t.newNames)
 }

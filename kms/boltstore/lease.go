@@ -5,7 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"iter"
-	"math"
+	"maps"
+	"slices"
 
 	bolt "go.etcd.io/bbolt"
 
@@ -27,78 +28,52 @@ func (s *Store) Lease(ctx context.Context, link kms.LinkID, n int) (l kms.Lease,
 	defer guard(&err)()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if link == "" {
-		err = s.leaseKME(&l)
-	} else {
-		err = s.db.View(func(tx *bolt.Tx) error { return leaseLink(tx, link, n, &l) })
+	if link != "" {
+		s.leaseLink(link, n, &l)
+		return l, nil
 	}
-	if err != nil {
-		return l, fmt.Errorf("lease %q: %w", link, err)
+	if err := s.leaseKME(&l); err != nil {
+		return kms.Lease{}, fmt.Errorf("lease store: %w", err)
 	}
 	return l, nil
 }
 
 func (s *Store) leaseKME(l *kms.Lease) error {
-	tx, err := s.db.Begin(true)
+	fence := s.fence + 1
+	err := s.writeBack(appendPut(nil, inMeta, kFence,
+		binary.BigEndian.AppendUint64(nil, uint64(fence))), s.position)
 	if err != nil {
-		return err
-	}
-	defer tx.Rollback()
-	meta := tx.Bucket(bMeta)
-	l.Fence = kms.Fence(getUint64(meta, kFence) + 1)
-	l.Incarnation, l.Epoch = getUint64(meta, kBoot), getUint64(meta, kEpoch)
-	if l.Position, err = parsePosition(meta.Get(kPosition)); err != nil {
-		return err
-	}
-	c := meta.Cursor()
-	for k, v := c.Seek([]byte(pPeer)); hasPrefix(k, []byte(pPeer)); k, v = c.Next() {
-		m, err := parseMemory(etsi014.KMEID(k[len(pPeer):]), v)
-		if err != nil {
-			return err
-		}
-		l.Memories = append(l.Memories, m)
-	}
-	if err := tx.Bucket(bLinks).ForEach(func(k, _ []byte) error {
-		l.Links = append(l.Links, kms.LinkID(k))
-		return nil
-	}); err != nil {
-		return err
-	}
-	if err := putUint64(meta, kFence, uint64(l.Fence)); err != nil {
-		return err
-	}
-	return s.finish(tx)
-}
-
-func leaseLink(tx *bolt.Tx, link kms.LinkID, n int, l *kms.Lease) error {
-	l.Fence = kms.Fence(getUint64(tx.Bucket(bMeta), kFence))
-	rec, err := parseLink(tx.Bucket(bLinks).Get([]byte(link)))
-	if err != nil {
-		return err
-	}
-	l.Generation, l.Floor, l.IDKey, l.Ledger = rec.generation, rec.floor, rec.idKey, rec.ledger
-	if n < 0 {
-		n = math.MaxInt
-	}
-	prefix := linkPrefix(link)
-	c := tx.Bucket(bSegments).Cursor()
-	for k, v := c.Seek(prefix); hasPrefix(k, prefix) && len(l.Segments) < n; k, v = c.Next() {
-		seg, err := parseSegment(v)
-		if err != nil {
-			return err
-		}
-		l.Segments = append(l.Segments, seg)
-	}
-	return nil
-}
-
-// finish commits and stops the store for good when that fails.
-func (s *Store) finish(tx *bolt.Tx) error {
-	if err := tx.Commit(); err != nil {
 		s.stopped.Store(true)
 		return fmt.Errorf("write: %w: %w", kms.ErrStopped, err)
 	}
+	s.fence = fence
+	*l = kms.Lease{Fence: fence, Incarnation: s.incarnation, Epoch: s.epoch, Position: s.position,
+		Links: slices.Sorted(maps.Keys(s.links))}
+	for _, peer := range slices.Sorted(maps.Keys(s.memories)) {
+		l.Memories = append(l.Memories, s.memories[peer])
+	}
 	return nil
+}
+
+func (s *Store) leaseLink(link kms.LinkID, n int, l *kms.Lease) {
+	rec := s.links[link]
+	*l = kms.Lease{Fence: s.fence, Generation: rec.generation, Floor: rec.floor, IDKey: rec.idKey,
+		Ledger: rec.ledger}
+	l.IDKey.Bytes = slices.Clone(l.IDKey.Bytes)
+	for id, seg := range s.segments {
+		if id.Link == link {
+			l.Segments = append(l.Segments, seg.Segment)
+		}
+	}
+	slices.SortFunc(l.Segments, func(a, b kms.Segment) int {
+		if a.ID.Less(b.ID) {
+			return -1
+		}
+		return 1
+	})
+	if n >= 0 && len(l.Segments) > n {
+		l.Segments = l.Segments[:n]
+	}
 }
 
 // Scan implements kms.Store.
@@ -131,20 +106,44 @@ func (s *Store) records(ctx context.Context, from uint64) (batch []kms.Record, e
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
+	s.mu.Lock()
+	end, entries := s.position, s.waiting.entries
+	reveal := s.reveal()
+	s.mu.Unlock()
+	base := end.Length - uint64(len(entries)) // what the database has at least
+	prev := kms.Position{Length: from}
+	if from > base && from <= end.Length {
+		prev.Hash, _ = audit.HashOf(entries[from-base-1])
+	} else if batch, prev, err = s.stored(prev, base, reveal); err != nil {
+		return batch, err
+	}
+	for prev.Length >= base && prev.Length < end.Length && len(batch) < scanBatch {
+		rec, err := audit.Parse(prev, entries[prev.Length-base], reveal)
+		if err != nil {
+			return batch, err
+		}
+		batch, prev = append(batch, rec), rec.Position
+	}
+	return batch, nil
+}
+
+// stored reads records out of the database, which has base of them or, when
+// the journal was moved meanwhile, more.
+func (s *Store) stored(prev kms.Position, base uint64, reveal audit.Reveal) (batch []kms.Record,
+	end kms.Position, err error) {
 	defer guard(&err)()
+	from := prev.Length
 	err = s.db.View(func(tx *bolt.Tx) error {
-		end, err := parsePosition(tx.Bucket(bMeta).Get(kPosition))
+		last, err := parsePosition(tx.Bucket(bMeta).Get(kPosition))
 		if err != nil {
 			return err
 		}
-		reveal := revealFrom(tx)
 		c := tx.Bucket(bLog).Cursor()
-		prev := kms.Position{Length: from}
-		if from > 0 && from <= end.Length {
+		if from > 0 && from <= base {
 			_, v := c.Seek(logKey(from))
 			prev.Hash, _ = audit.HashOf(v)
 		}
-		for prev.Length < end.Length && len(batch) < scanBatch {
+		for prev.Length < base && len(batch) < scanBatch {
 			k, v := c.Seek(logKey(prev.Length + 1))
 			if k == nil || binary.BigEndian.Uint64(k) != prev.Length+1 {
 				return fmt.Errorf("record %d: %w: it is missing", prev.Length+1, kms.ErrCorrupt)
@@ -155,25 +154,23 @@ func (s *Store) records(ctx context.Context, from uint64) (batch []kms.Record, e
 			}
 			batch, prev = append(batch, rec), rec.Position
 		}
-		if prev.Length == end.Length && from < end.Length && prev != end {
-			return fmt.Errorf("record %d: %w: the last record is another", end.Length, kms.ErrCorrupt)
+		if prev.Length == last.Length && from < last.Length && prev != last {
+			return fmt.Errorf("record %d: %w: the last record is another", last.Length, kms.ErrCorrupt)
 		}
-		if k, _ := c.Seek(logKey(end.Length + 1)); k != nil && len(batch) == 0 {
-			return fmt.Errorf("record %d: %w: it stands after the last", end.Length+1, kms.ErrCorrupt)
+		if k, _ := c.Seek(logKey(last.Length + 1)); k != nil && len(batch) == 0 {
+			return fmt.Errorf("record %d: %w: it stands after the last", last.Length+1, kms.ErrCorrupt)
 		}
 		return nil
 	})
-	return batch, err
+	return batch, prev, err
 }
 
-func revealFrom(tx *bolt.Tx) audit.Reveal {
-	known := map[audit.Commitment]etsi014.SAEID{}
-	_ = tx.Bucket(bNames).ForEach(func(k, v []byte) error {
-		if len(v) > len(audit.Salt{}) {
-			known[audit.Commitment(v[len(audit.Salt{}):])] = etsi014.SAEID(k)
-		}
-		return nil
-	})
+// reveal finds names as far as they are known now.
+func (s *Store) reveal() audit.Reveal {
+	known := make(map[audit.Commitment]etsi014.SAEID, len(s.names))
+	for name, c := range s.names {
+		known[c] = name
+	}
 	return func(c audit.Commitment) (etsi014.SAEID, bool) { n, ok := known[c]; return n, ok }
 }
 

@@ -32,9 +32,6 @@ type openFile func(string, int, os.FileMode) (*os.File, error)
 // promises: the engine maps the file, and a process that reads a mapping
 // behind the file's end is killed with SIGBUS.
 func whole(open openFile) openFile {
-	if open == nil {
-		open = os.OpenFile
-	}
 	return func(path string, flag int, mode os.FileMode) (*os.File, error) {
 		f, err := open(path, flag, mode)
 		if err != nil {

@@ -145,11 +145,11 @@ func TestCutShortWhileOpen(t *testing.T) {
 	if !errors.Is(scanned, kms.ErrCorrupt) {
 		t.Errorf("Scan: %v, want ErrCorrupt", scanned)
 	}
-	if _, err := s.Lease(t.Context(), "l", -1); !errors.Is(err, kms.ErrCorrupt) {
-		t.Errorf("Lease: %v, want ErrCorrupt", err)
-	}
-	if _, err := s.Commit(t.Context(), 1, []kms.Change{{Op: kms.OpNote, Reason: "one"}}); !errors.Is(err,
-		kms.ErrCorrupt) || kms.Refused(err) {
+	ingest := []kms.Change{{Op: kms.OpIngest, Segment: kms.SegmentID{Link: "m"}, Meta: kms.Segment{
+		ID: kms.SegmentID{Link: "m"}, State: kms.StateNew, SlotBytes: 32, Slots: 1},
+		Sealed: kms.Sealed{Key: kms.Wrapped{Epoch: 1, Bytes: []byte{1}}, Slots: make([]byte, 48)}}}
+	if _, err := s.Commit(t.Context(), 1, ingest); !errors.Is(err, kms.ErrCorrupt) ||
+		kms.Refused(err) {
 		t.Errorf("Commit: %v, want ErrCorrupt", err)
 	}
 	if err := s.Close(); err != nil {

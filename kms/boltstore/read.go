@@ -2,17 +2,18 @@ package boltstore
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/quietline/quietline/etsi014"
-	"github.com/quietline/quietline/kms/audit"
+	"github.com/quietline/quietline/kms"
 )
 
 // OpenRead opens the store of a KME that does not run, to read its audit log:
 // it makes and writes nothing, so that what is found stays as it was. Only
-// Scan, Load and Close may be called. Errors are Open's, or fs.ErrNotExist.
+// Scan and Close may be called. Errors are Open's, or fs.ErrNotExist.
 func OpenRead(path string, self etsi014.KMEID) (s *Store, err error) {
 	defer func() {
 		if err != nil {
@@ -21,15 +22,43 @@ func OpenRead(path string, self etsi014.KMEID) (s *Store, err error) {
 	}()
 	defer guard(&err)()
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true,
-		OpenFile: whole(nil)})
+		OpenFile: whole(os.OpenFile)})
 	if err != nil {
 		return nil, openError(err)
 	}
-	s = &Store{db: db, self: self, now: time.Now, names: map[etsi014.SAEID]audit.Commitment{}}
+	s = &Store{db: db, self: self, now: time.Now}
 	s.stopped.Store(true)
-	if err = s.prepare(); err != nil {
-		_ = db.Close()
+	if err = s.openRead(path); err != nil {
+		_ = s.closeFiles()
 		return nil, err
 	}
 	return s, nil
+}
+
+// openRead finds the log's end, and the names of SAEs wherever they stand.
+func (s *Store) openRead(path string) error {
+	fresh, after, err := s.prepare()
+	if err != nil {
+		return err
+	}
+	if fresh {
+		return fmt.Errorf("%w: it was never used", kms.ErrCorrupt)
+	}
+	if err := s.replay(path, os.OpenFile, os.O_RDONLY, after); err != nil {
+		return err
+	}
+	if err := s.db.View(func(tx *bolt.Tx) (err error) {
+		s.names, err = readNames(tx)
+		return err
+	}); err != nil {
+		return err
+	}
+	for _, w := range s.waiting.writes {
+		if w.at[0] == inNames {
+			if s.names[etsi014.SAEID(w.at[1:])], err = parseName(w.value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -16,7 +16,6 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"slices"
 
@@ -58,16 +57,17 @@ var contenders = []opener{
 	{"SQLite", openSQLite},
 }
 
-// record appends an audit record of claims to a chain: the hash before, then
-// caller, first key and count of each.
+// record makes an audit record of claims in a chain: the hash before, then the
+// SAE, first key and number. The keys that callers of one SAE take in a commit
+// adjoin, so all three contenders tell of them as one range.
 func record(before [32]byte, first uint64, counts []int) ([]byte, [32]byte) {
-	entry := slices.Clone(before[:])
-	for i, n := range counts {
-		entry = fmt.Appendf(entry, "sae-%02d", i%100)
-		entry = binary.BigEndian.AppendUint64(entry, first)
-		entry = binary.BigEndian.AppendUint32(entry, uint32(n))
-		first += uint64(n)
+	total := 0
+	for _, n := range counts {
+		total += n
 	}
+	entry := append(slices.Clone(before[:]), "sae-a"...)
+	entry = binary.BigEndian.AppendUint64(entry, first)
+	entry = binary.BigEndian.AppendUint32(entry, uint32(total))
 	return entry, sha256.Sum256(entry)
 }
 
@@ -81,6 +81,7 @@ type segments struct {
 	slot    int    // next slot in it
 	sealed  []byte
 	session kms.Session
+	changes []kms.Change // memory of the last claim
 }
 
 const link = kms.LinkID("tokyo-kochi")
@@ -158,7 +159,7 @@ func (c *segments) step() ([]kms.Change, error) {
 }
 
 func (c *segments) Claim(counts []int) ([][]byte, error) {
-	var changes []kms.Change
+	changes := c.changes[:0]
 	out := make([][]byte, len(counts))
 	for i, n := range counts {
 		for n > 0 {
@@ -177,6 +178,7 @@ func (c *segments) Claim(counts []int) ([][]byte, error) {
 			n -= k
 		}
 	}
+	c.changes = changes
 	return out, c.commit(changes)
 }
 

@@ -8,7 +8,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"text/tabwriter"
@@ -47,6 +49,7 @@ func (g *group) run() {
 	defer close(g.done)
 	for first := range g.calls {
 		waiting := []*call{first}
+		runtime.Gosched() // whoever can run comes along
 		for len(g.calls) > 0 {
 			waiting = append(waiting, <-g.calls)
 		}
@@ -277,5 +280,44 @@ func TestTable(t *testing.T) {
 	}
 	if err := w.Flush(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// BenchmarkClaim is one commit of so many callers' claims, without callers:
+// with TMPDIR in memory it tells a contender's processor time and allocations.
+func BenchmarkClaim(b *testing.B) {
+	for _, callers := range []int{1, 64} {
+		for _, o := range contenders {
+			b.Run(fmt.Sprintf("%s/%d", strings.ReplaceAll(o.name, " ", "-"), callers),
+				func(b *testing.B) { benchmarkClaim(b, o, callers) })
+		}
+	}
+}
+
+func benchmarkClaim(b *testing.B, o opener, callers int) {
+	c, err := o.open(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	counts := slices.Repeat([]int{1}, callers)
+	const batch = 64 * segmentSlots
+	stock := 0
+	b.ReportAllocs()
+	for b.Loop() {
+		if stock < callers {
+			b.StopTimer()
+			if err := c.Ingest(sealed(0, batch)); err != nil {
+				b.Fatal(err)
+			}
+			stock += batch
+			b.StartTimer()
+		}
+		if _, err := c.Claim(counts); err != nil {
+			b.Fatal(err)
+		}
+		stock -= callers
+	}
+	if err := c.Close(); err != nil {
+		b.Fatal(err)
 	}
 }
