@@ -1,3 +1,5 @@
+//go:build linux
+
 package node
 
 import (
@@ -27,12 +29,14 @@ import (
 	"github.com/quietline/quietline/kms/boltstore"
 	"github.com/quietline/quietline/kms/keyring"
 	"github.com/quietline/quietline/kms/peer"
+	"github.com/quietline/quietline/kms/powercut"
 )
 
 // childEnv names the file that tells a child process which KME to be.
 const childEnv = "QUIETLINE_KMS_CHILD"
 
 func TestMain(m *testing.M) {
+	powercut.Main()
 	if path := os.Getenv(childEnv); path != "" {
 		if err := childMain(path); err != nil {
 			fmt.Fprintln(os.Stderr, "child:", err)
@@ -54,6 +58,8 @@ type childConfig struct {
 	Acked         string // what the device knows to be stored
 	Seed          uint64
 	Pace          time.Duration // between two blocks
+	Blocks        uint64        // that the device makes in all; 0 = no bound
+	Turn          time.Duration // of the epoch; 0 = as usual
 }
 
 // childMain runs a KME with its door until it is killed or its stdin ends.
@@ -71,7 +77,8 @@ func childMain(path string) error {
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	n, err := Open(Config{KME: c.KME, Dir: c.Dir, RootKey: c.Root, Lab: true, Listen: c.Listen,
 		TLS: c.TLS, Peers: []Peer{{ID: c.Peer, Addr: c.Dial}}, SAEs: testSAEs, Logger: log,
-		Links: []Link{{ID: "link", Peer: c.Peer, Driver: pacedStream(ctx, c)}}})
+		EpochTurn: c.Turn,
+		Links:     []Link{{ID: "link", Peer: c.Peer, Driver: pacedStream(ctx, c)}}})
 	if err != nil {
 		return err
 	}
@@ -123,7 +130,7 @@ func pacedStream(ctx context.Context, c childConfig) *stream {
 	go func() {
 		tick := time.NewTicker(c.Pace)
 		defer tick.Stop()
-		for limit := first; ; limit++ {
+		for limit := first; c.Blocks == 0 || limit <= c.Blocks+1; limit++ {
 			s.allow(limit)
 			select {
 			case <-ctx.Done():
@@ -141,7 +148,25 @@ type process struct {
 	path string
 	cmd  *exec.Cmd
 	in   io.WriteCloser
-	errs *strings.Builder
+	errs *textBuffer
+}
+
+// textBuffer is what a process has said so far.
+type textBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (b *textBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.Write(p)
+}
+
+func (b *textBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
 }
 
 // start runs the child and waits until it is ready. The addresses of its first
@@ -157,7 +182,7 @@ func (p *process) start(t *testing.T) {
 	}
 	p.cmd = exec.Command(os.Args[0])
 	p.cmd.Env = append(os.Environ(), childEnv+"="+p.path)
-	p.errs = &strings.Builder{}
+	p.errs = &textBuffer{}
 	p.cmd.Stderr = p.errs
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
@@ -337,55 +362,106 @@ func (j *journal) work(stop <-chan struct{}, at etsi014.KMEID, from, to *etsi014
 	}
 }
 
-// TestKilledUnderLoad kills either KME at random moments while both are drawn
-// and fetched from, and starts it again. QUIETLINE_LONG=1 kills 2,000 times.
-func TestKilledUnderLoad(t *testing.T) {
-	kills := 20
-	if os.Getenv("QUIETLINE_LONG") == "1" {
-		kills = 2000
+// crew is two KME processes under load.
+type crew struct {
+	a, b *process
+	seed uint64
+	rng  *rand.Rand
+	*journal
+	stop chan struct{}
+	wg   sync.WaitGroup
+}
+
+// newCrew starts both, as prepared, with load at both.
+func newCrew(t *testing.T, prepare func(a, b *process)) *crew {
+	t.Helper()
+	c := &crew{seed: uint64(time.Now().UnixNano()), journal: newJournal(), stop: make(chan struct{})}
+	c.rng = rand.New(rand.NewPCG(c.seed, 2))
+	var client func(string, *process) *etsi014.Client
+	c.a, c.b, client = newProcesses(t)
+	if prepare != nil {
+		prepare(c.a, c.b)
 	}
-	if testing.Short() {
-		kills = 3
-	}
-	seed := uint64(time.Now().UnixNano())
-	rng := rand.New(rand.NewPCG(seed, 2))
-	a, b, client := newProcesses(t)
-	b.start(t)
-	a.cfg.Dial, b.cfg.Dial = b.cfg.Listen, "127.0.0.1:1"
-	a.start(t)
-	j := newJournal()
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
+	t.Cleanup(func() { // whatever the test's end was
+		for _, p := range []*process{c.a, c.b} {
+			if p.cmd != nil {
+				_ = p.cmd.Process.Kill()
+				_, _ = p.cmd.Process.Wait()
+			}
+		}
+	})
+	c.b.start(t)
+	c.a.cfg.Dial, c.b.cfg.Dial = c.b.cfg.Listen, "127.0.0.1:1"
+	c.a.start(t)
 	for i := range uint64(4) {
-		atA, atB := client("sae-a", a), client("sae-b", b)
-		wg.Go(func() { j.work(stop, "kme-a", atA, atB, "sae-a", "sae-b", seed+i) })
-		wg.Go(func() { j.work(stop, "kme-b", atB, atA, "sae-b", "sae-a", seed+100+i) })
+		atA, atB := client("sae-a", c.a), client("sae-b", c.b)
+		c.wg.Go(func() { c.work(c.stop, "kme-a", atA, atB, "sae-a", "sae-b", c.seed+i) })
+		c.wg.Go(func() { c.work(c.stop, "kme-b", atB, atA, "sae-b", "sae-a", c.seed+100+i) })
 	}
+	return c
+}
+
+// flow waits until so many more keys have reached both ends.
+func (c *crew) flow(t *testing.T, more int, when string) {
+	t.Helper()
+	c.mu.Lock()
+	drawn, fetched := len(c.drawn), len(c.fetched)
+	c.mu.Unlock()
+	if !c.reach(time.Minute, drawn+more, fetched+more/2) {
+		t.Fatalf("seed %d: keys do not flow %s; a: %s; b: %s", c.seed, when, c.a.errs, c.b.errs)
+	}
+}
+
+// end stops the load and both processes, and reports what was wrong.
+func (c *crew) end(t *testing.T) {
+	t.Helper()
+	close(c.stop)
+	c.wg.Wait()
+	c.a.stop(t)
+	c.b.stop(t)
+	for _, f := range c.faults {
+		t.Errorf("seed %d: %s", c.seed, f)
+	}
+	t.Logf("%d keys acknowledged to masters (%d at a, %d at b), %d to targets", len(c.drawn),
+		len(c.bySite["kme-a"]), len(c.bySite["kme-b"]), len(c.fetched))
+}
+
+// long picks a number of rounds: 3 in the short form.
+func long(usual, long int) int {
+	switch {
+	case os.Getenv("QUIETLINE_LONG") == "1":
+		return long
+	case testing.Short():
+		return min(usual, 3)
+	}
+	return usual
+}
+
+// TestKilledUnderLoad kills either KME, or both, at random moments while both
+// are drawn and fetched from, and starts it again. QUIETLINE_LONG=1 kills
+// 2,000 times.
+func TestKilledUnderLoad(t *testing.T) {
+	kills := long(50, 2000)
+	c := newCrew(t, nil)
 	for i := range kills {
 		// Enough answers before each kill, however busy the machine is, and
 		// then a random moment.
-		if !j.reach(time.Minute, 10*(i+1), 5*(i+1)) {
-			t.Fatalf("seed %d: keys do not flow after %d kills", seed, i)
+		c.flow(t, 10, fmt.Sprintf("after %d kills", i))
+		time.Sleep(time.Duration(c.rng.IntN(100)) * time.Millisecond)
+		victims := [][]*process{{c.a}, {c.b}, {c.a}, {c.b}, {c.a}, {c.b}, {c.a}, {c.b},
+			{c.a, c.b}, {c.b, c.a}}[c.rng.IntN(10)]
+		for _, p := range victims {
+			p.kill(t)
 		}
-		time.Sleep(time.Duration(rng.IntN(200)) * time.Millisecond)
-		p := []*process{a, b}[rng.IntN(2)]
-		p.kill(t)
-		p.start(t)
+		for _, p := range victims {
+			p.start(t)
+		}
 	}
-	if !j.reach(time.Minute, 10*(kills+1), 5*(kills+1)) {
-		t.Errorf("seed %d: keys do not flow after the last kill", seed)
-	}
-	close(stop)
-	wg.Wait()
-	a.stop(t)
-	b.stop(t)
-	for _, f := range j.faults {
-		t.Errorf("seed %d: %s", seed, f)
-	}
-	t.Logf("%d kills, %d keys acknowledged to masters (%d at a, %d at b), %d to targets", kills,
-		len(j.drawn), len(j.bySite["kme-a"]), len(j.bySite["kme-b"]), len(j.fetched))
-	for _, p := range []*process{a, b} {
-		j.compare(t, p)
+	c.flow(t, 10, "after the last kill")
+	c.end(t)
+	t.Logf("%d kills", kills)
+	for _, p := range []*process{c.a, c.b} {
+		c.compare(t, p)
 	}
 }
 
