@@ -31,5 +31,6 @@ func newKMECommand() *cobra.Command {
 		},
 	}
 	configFlag(cmd, &file)
+	cmd.AddCommand(newKMEUnseal(), newKMESeal(), newKMENewRoot(), newKMERotateRoot())
 	return cmd
 }

@@ -33,6 +33,8 @@ func script(t *testing.T, verb string) {
 			"random":      random,
 			"pki":         certificates,
 			"spoilAudit":  spoilAudit,
+			"unsealTakes": unsealTakes,
+			"awaitSealed": awaitSealed,
 		},
 		RequireExplicitExec: true,
 	})

@@ -124,6 +124,8 @@ func hint(err error) string {
 	case errors.Is(err, daemon.ErrNewerState), errors.Is(err, simulator.ErrNewerState),
 		errors.Is(err, kms.ErrNewer):
 		return "run the newer quietline, or restore a copy of the folder from before the upgrade"
+	case errors.Is(err, kms.ErrRootKey):
+		return "put back the root key that kme used last; docs/operations.md, wrong root key"
 	case errors.Is(err, secret.ErrExposed):
 		return "a secret must be readable by its owner only"
 	case errors.Is(err, fs.ErrPermission):
