@@ -31,6 +31,8 @@ type Conn interface {
 
 // roaming is a Conn whose peer may change its address.
 type roaming interface {
+	// Roams tells whether it may now; without, the rest is not called.
+	Roams() bool
 	// Sender is where the burst read last came from. For the reading goroutine.
 	Sender() Endpoint
 	// Adopt makes Sender the peer's endpoint, if it is another. For the reading

@@ -63,6 +63,7 @@ type receiving struct {
 type lane struct {
 	mu     sync.Mutex // guards opener: several sockets may bring one queue's records
 	opener *seal.Opener
+	next   uint64 // one above the highest counter opened
 }
 
 // newReceiving takes over the receiving secrets of e.
@@ -89,15 +90,20 @@ func (r *receiving) lane(queue uint16) (*lane, error) {
 	return l, nil
 }
 
-// open opens a datagram in place and returns the record.
-func (r *receiving) open(datagram []byte, h wire.Header) ([]byte, error) {
+// open opens a datagram in place and returns the record. newest says that none
+// of its queue with a higher counter has come before.
+func (r *receiving) open(datagram []byte, h wire.Header) (record []byte, newest bool, err error) {
 	l, err := r.lane(h.Queue)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.opener.Open(datagram[wire.HeaderLen:][:0], datagram, h)
+	record, err = l.opener.Open(datagram[wire.HeaderLen:][:0], datagram, h)
+	if newest = err == nil && h.Counter >= l.next; newest {
+		l.next = h.Counter + 1
+	}
+	l.mu.Unlock()
+	return record, newest, err
 }
 
 // clear wipes the secrets. Openers that were made go with the garbage.

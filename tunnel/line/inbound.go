@@ -32,7 +32,8 @@ type inbound struct {
 	row  segment.Row
 	rows bool
 
-	grew bool // the burst in hand has added to the run or the row
+	grew  bool  // the burst in hand has added to the run or the row
+	outer uint8 // TOS of the burst in hand
 }
 
 func newInbound(l *Line, queue tunnel.Queue) *inbound {
@@ -53,7 +54,7 @@ func (in *inbound) pending() bool { return in.run.first >= 0 || in.row.Len() > 0
 // over each datagram by itself.
 func (in *inbound) burst(b Burst) {
 	heard := false
-	in.grew = false
+	in.grew, in.outer = false, b.TOS
 	in.mtu = in.line.cfg.Device.Caps().MTU // it follows the path
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
@@ -73,7 +74,7 @@ func (in *inbound) burst(b Burst) {
 func (in *inbound) datagram(d []byte) bool {
 	l, w := in.line, in.worker
 	if wire.IsHandshake(d) {
-		if !l.inbox.datagram(d) {
+		if !l.inbox.datagram(d, l.sender()) {
 			w.drop(crowded)
 		}
 		return false
@@ -88,13 +89,16 @@ func (in *inbound) datagram(d []byte) bool {
 		w.drop(unknownEpoch)
 		return false
 	}
-	record, err := epoch.open(d, h)
+	record, newest, err := epoch.open(d, h)
 	if err != nil {
 		w.drop(openReason(err))
 		return false
 	}
 	if !epoch.heard.Load() && epoch.heard.CompareAndSwap(false, true) {
 		l.inbox.put(func(m *mail) { m.heard = append(m.heard, epoch.index) })
+	}
+	if newest && l.roaming != nil {
+		l.adopt(epoch)
 	}
 	w.datagrams.Add(1)
 	w.outer.Add(uint64(len(d)))
@@ -129,10 +133,15 @@ func (in *inbound) record(h wire.Header, record []byte) {
 			return
 		}
 		in.endRow()
-		in.slice(h, piece, packet)
+		if in.merge(packet) {
+			in.slice(h, piece, packet)
+		}
 	case wire.Whole:
 		in.endRun()
 		in.endRow()
+		if !in.merge(body) {
+			return
+		}
 		segment.ClampMSS(body, in.mtu, false)
 		in.write(tunnel.Frame{Data: body}, 1)
 	case wire.Pack:
@@ -152,9 +161,21 @@ func (in *inbound) unpack(body []byte) {
 			in.worker.drop(badRecord)
 			return
 		}
-		in.small(packet)
+		if in.merge(packet) {
+			in.small(packet)
+		}
 		body = rest
 	}
+}
+
+// merge gives a packet the ECN that the network has set outside. It is false if
+// the packet is to be dropped for it, and has been counted.
+func (in *inbound) merge(packet []byte) bool {
+	if in.outer&ecnMask == notECT || mergeECN(packet, in.outer) {
+		return true
+	}
+	in.worker.drop(congested)
+	return false
 }
 
 // small hands over one packet of a pack, with its neighbours if they are of
@@ -185,7 +206,7 @@ func (in *inbound) slice(h wire.Header, piece wire.Piece, packet []byte) {
 	in.grew = true
 	header := int(piece.GSO.HeaderLen)
 	if r.first < 0 || h != r.header || piece != r.next ||
-		len(r.data)+len(packet)-header > cap(r.data) {
+		len(r.data)+len(packet)-header > cap(r.data) || tosOf(packet) != tosOf(r.data) {
 		in.endRun()
 		r.first, r.data, r.n = piece.Index, append(r.data[:0], packet...), 0
 	} else {

@@ -23,10 +23,16 @@ const maxControls = 64
 type mail struct {
 	heard     []uint32 // first: it may switch the sending epoch
 	answers   []*rekey.KeyAnswer
-	datagrams [][]byte
+	datagrams []datagram
 	controls  [][]byte // bodies of CONTROL records, authentic
 	rekey     bool
 	restored  bool
+}
+
+// datagram is one of the handshake, and who sent it, as far as that may change.
+type datagram struct {
+	data []byte
+	from Endpoint
 }
 
 // inbox gathers mail from the other goroutines. None of them waits.
@@ -50,10 +56,10 @@ func (b *inbox) put(f func(*mail)) {
 }
 
 // datagram puts a copy of a handshake datagram; false if there is no room.
-func (b *inbox) datagram(d []byte) (ok bool) {
+func (b *inbox) datagram(d []byte, from Endpoint) (ok bool) {
 	b.put(func(m *mail) {
 		if ok = len(m.datagrams) < maxDatagrams; ok {
-			m.datagrams = append(m.datagrams, bytes.Clone(d))
+			m.datagrams = append(m.datagrams, datagram{bytes.Clone(d), from})
 		}
 	})
 	return ok

@@ -60,7 +60,11 @@ type Config struct {
 	Keepalive time.Duration
 	// Cipher seals the records; nil = AES-256-GCM of the standard library.
 	Cipher seal.Cipher
-	Log    *slog.Logger // nil = discard
+	DSCP   DSCP // what the outer packets show
+	// NoECN hides from the network that inner packets can be marked for
+	// congestion. What it has marked all the same is heeded.
+	NoECN bool
+	Log   *slog.Logger // nil = discard
 }
 
 const (
@@ -78,6 +82,8 @@ type Line struct {
 	sending   atomic.Pointer[sending]    // nil = blocked
 	receiving atomic.Pointer[receptions] // never nil
 	inbox     inbox
+	roaming   roaming // nil = the peer's endpoint is fixed
+	moves     atomic.Uint64
 
 	seals []*worker // one a TUN queue; each counts alone
 	open  *worker
@@ -107,12 +113,18 @@ func New(cfg Config) (*Line, error) {
 	if cfg.Keepalive < 0 {
 		return nil, fmt.Errorf("make line: %w: keepalive %v is negative", ErrConfig, cfg.Keepalive)
 	}
+	if cfg.DSCP.Value > maxDSCP {
+		return nil, fmt.Errorf("make line: %w: DSCP %d is above %d", ErrConfig, cfg.DSCP.Value, maxDSCP)
+	}
 	if cfg.Cipher == nil {
 		cfg.Cipher = seal.AES256GCM
 	}
 	l := &Line{cfg: cfg, log: cfg.Log, began: time.Now(), open: newWorker(), own: newWorker()}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
+	}
+	if r, ok := cfg.Conn.(roaming); ok && r.Roams() {
+		l.roaming = r
 	}
 	for range cfg.Device.Queues() {
 		l.seals = append(l.seals, newWorker())

@@ -413,7 +413,7 @@ func TestRetiredEpochOpensNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := held.open(early, h); err == nil || openReason(err) != unknownEpoch {
+	if _, _, err := held.open(early, h); err == nil || openReason(err) != unknownEpoch {
 		t.Errorf("open after clear: %v", err)
 	}
 }

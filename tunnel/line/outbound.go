@@ -24,13 +24,15 @@ type outbound struct {
 	size  int
 	count int
 	short bool   // the last is shorter: nothing may follow
+	tos   uint8  // of the outer packets: one burst, one class
 	inner uint64 // packets in it
 	bytes uint64 // in those
 
 	// The small packets that wait for each other, behind the byte of kind.
 	// They never wait for what the device does not hold yet.
-	pack   []byte
-	packed uint64
+	pack    []byte
+	packed  uint64
+	packTOS uint8 // of the outer packet; those of another wait for another record
 
 	header [segment.MaxHeader]byte // of the super-frame in hand
 }
@@ -131,15 +133,17 @@ func (o *outbound) packet(buf []byte, f *tunnel.Frame) {
 		segment.Finish(f)
 	}
 	buf[lead-1] = byte(wire.Whole)
-	o.seal(buf[lead-1:][:1+len(f.Data)], 1, len(f.Data))
+	o.seal(buf[lead-1:][:1+len(f.Data)], o.line.cfg.outerTOS(tosOf(f.Data)), 1, len(f.Data))
 }
 
 // addPack lets a small packet wait for others, until the batch ends or the
 // record is full. A pack of one is a WHOLE.
 func (o *outbound) addPack(p []byte) {
-	if len(o.pack)+len(p) > o.limit {
+	tos := o.line.cfg.outerTOS(tosOf(p))
+	if len(o.pack)+len(p) > o.limit || tos != o.packTOS {
 		o.closePack()
 	}
+	o.packTOS = tos
 	o.pack = append(o.pack, p...)
 	o.packed++
 }
@@ -152,7 +156,7 @@ func (o *outbound) closePack() {
 	if o.packed == 1 {
 		o.pack[0] = byte(wire.Whole)
 	}
-	o.seal(o.pack, o.packed, len(o.pack)-1)
+	o.seal(o.pack, o.packTOS, o.packed, len(o.pack)-1)
 	o.pack, o.packed = o.pack[:1], 0
 }
 
@@ -181,14 +185,14 @@ func (o *outbound) slices(buf []byte, f *tunnel.Frame) {
 func (o *outbound) put(buf []byte, at int, piece wire.Piece, n int) {
 	record := buf[lead+at-wire.PrefixLen:][:wire.PrefixLen+n]
 	piece.Put(record)
-	o.seal(record, 1, n)
+	o.seal(record, o.line.cfg.outerTOS(tosOf(record[wire.PrefixLen:])), 1, n)
 }
 
 // seal adds a record that carries so many packets of so many bytes to the
 // burst, and sends the burst before if the record does not fit in.
-func (o *outbound) seal(record []byte, packets uint64, bytes int) {
+func (o *outbound) seal(record []byte, tos uint8, packets uint64, bytes int) {
 	need := wire.HeaderLen + len(record) + wire.TagLen
-	if o.count > 0 && (o.short || need > o.size || o.count == maxSegments ||
+	if o.count > 0 && (o.short || tos != o.tos || need > o.size || o.count == maxSegments ||
 		len(o.out)+need > wire.MaxDatagram) {
 		o.flush()
 	}
@@ -199,7 +203,7 @@ func (o *outbound) seal(record []byte, packets uint64, bytes int) {
 	}
 	o.out = out
 	if o.count == 0 {
-		o.size = need
+		o.size, o.tos = need, tos
 	}
 	o.short = need < o.size
 	o.count++
@@ -213,7 +217,7 @@ func (o *outbound) flush() {
 		return
 	}
 	w := o.worker
-	err := o.line.cfg.Conn.Write(Burst{Data: o.out, Size: o.size})
+	err := o.line.cfg.Conn.Write(Burst{Data: o.out, Size: o.size, TOS: o.tos})
 	switch {
 	case err == nil:
 		w.packets.Add(o.inner)

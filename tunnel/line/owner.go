@@ -23,6 +23,8 @@ type owner struct {
 	quiet   time.Time // since when nothing has been sent
 	alive   bool
 	pending int // calls to the key manager under way
+	partner partner
+	answer  Endpoint // who sent the handshake datagram in hand; zero = as always
 
 	widest int  // MTU of the device at the start
 	narrow bool // the path takes less than the device can say
@@ -89,7 +91,9 @@ func (o *owner) read(m mail) {
 		o.hearState(body)
 	}
 	for i, d := range m.datagrams {
-		o.step(rekey.Input{Datagram: d, Load: len(m.datagrams)-i > loadDatagrams})
+		o.answer = d.from
+		o.step(rekey.Input{Datagram: d.data, Load: len(m.datagrams)-i > loadDatagrams})
+		o.answer = Endpoint{}
 	}
 	if m.restored {
 		o.step(rekey.Input{Restored: true})
@@ -148,11 +152,12 @@ func (o *owner) step(in rekey.Input) {
 		o.sending.Store(nil)
 	}
 	for _, d := range out.Datagrams {
-		if err := o.cfg.Conn.Write(Burst{Data: d, Size: len(d)}); err != nil && !closed(err) {
+		if err := o.handshake(d); err != nil && !closed(err) {
 			o.own.drop(unsent) // the machine repeats what is not answered
 		}
 	}
 	if out.Request != nil {
+		o.noteAnswer()
 		o.request(out.Request)
 	}
 	for _, e := range out.Events {

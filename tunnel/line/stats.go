@@ -1,6 +1,7 @@
 package line
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,12 @@ type Stats struct {
 	// SendOffload and ReceiveOffload tell whether bursts cross the kernel in
 	// one call on the UDP socket now.
 	SendOffload, ReceiveOffload bool
+	// Buffers are the socket's; the zero value if it does not tell.
+	Buffers Buffers
+	// Remote is where the peer is now; the zero value if the socket does not
+	// tell. Moves is how often it has changed.
+	Remote netip.AddrPort
+	Moves  uint64
 }
 
 // Traffic counts one direction.
@@ -71,6 +78,7 @@ const (
 	forged                     // tag does not fit
 	badRecord                  // authentic, but no record that is built
 	unwritten                  // the TUN device refused
+	congested                  // marked on the way, and the sender cannot hear it (RFC 6040)
 	crowded                    // more handshake datagrams or CONTROL records than are taken
 	reasons
 )
@@ -79,7 +87,7 @@ var reasonNames = [reasons]string{
 	blocked: "blocked", notIP: "not_ip", oversize: "oversize", spent: "key_spent",
 	unsent: "send_failed", malformed: "malformed", unknownEpoch: "unknown_epoch",
 	tooOld: "too_old", replayed: "replayed", forged: "forged", badRecord: "bad_record",
-	unwritten: "tun_refused", crowded: "handshake_queue",
+	unwritten: "tun_refused", congested: "congested", crowded: "handshake_queue",
 }
 
 // count is a counter that one goroutine writes, alone on its cache line.
@@ -126,6 +134,12 @@ func (l *Line) Stats() Stats {
 	s.Keys.Failures = failures
 	if c, ok := l.cfg.Conn.(interface{ Offload() (send, receive bool) }); ok {
 		s.SendOffload, s.ReceiveOffload = c.Offload()
+	}
+	if c, ok := l.cfg.Conn.(interface{ Buffers() Buffers }); ok {
+		s.Buffers = c.Buffers()
+	}
+	if c, ok := l.cfg.Conn.(interface{ Remote() netip.AddrPort }); ok {
+		s.Remote, s.Moves = c.Remote(), l.moves.Load()
 	}
 	if e := l.sending.Load(); e != nil {
 		s.EpochSent = e.total()

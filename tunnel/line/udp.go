@@ -119,6 +119,9 @@ func (u *udpConn) took(b *Burst, data []byte) {
 	}
 }
 
+// Roams implements roaming.
+func (u *udpConn) Roams() bool { return u.cfg.Roam }
+
 // Sender implements roaming.
 func (u *udpConn) Sender() Endpoint { return u.sender }
 
