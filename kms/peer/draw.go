@@ -13,7 +13,8 @@ import (
 
 // Bounds of what is granted ahead of demand (rule 6).
 const (
-	aheadMost = 256              // keys a shape
+	aheadMost = 4096             // keys a shape: two segments of the default size
+	aheadFor  = time.Second      // of demand, or two round trips if they are longer
 	aheadIdle = 60 * time.Second // a shape so long undrawn gets none
 	rateTime  = 10 * time.Second // over which demand is averaged
 	wantEvery = time.Second      // between two WANTs
@@ -123,12 +124,15 @@ func (sh *shape) demand(now time.Duration, n int) {
 	sh.drawAt = now
 }
 
-// target is how many keys the shape should have granted and undrawn.
+// target is how many keys the shape should have granted and undrawn. It lags
+// behind a demand that rises, as the rate does: with no more than two round
+// trips' worth, four of five draws waited for a grant, and each such wait is a
+// commit at both KMEs.
 func (sh *shape) target(now, rtt time.Duration) int {
 	if !sh.ahead || now >= sh.drawAt+aheadIdle {
 		return 0
 	}
-	return min(max(1, int(math.Ceil(sh.rate*2*rtt.Seconds()))), aheadMost)
+	return min(max(1, int(math.Ceil(sh.rate*max(aheadFor, 2*rtt).Seconds()))), aheadMost)
 }
 
 // room is how many keys of per slots the open segments of a peer can still
