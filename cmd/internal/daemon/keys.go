@@ -111,10 +111,7 @@ func (m *keyManager) begin(ctx context.Context, n *node.Node) error {
 			return err
 		}
 	}
-	if err := n.Note(ctx, kms.NoteUnsealed, 1); err != nil {
-		return err
-	}
-	return noteConfig(ctx, n, m.site.Load())
+	return errors.Join(noteConfig(ctx, n, m.site.Load()), n.Note(ctx, kms.NoteUnsealed, 1))
 }
 
 // reload takes over what of a changed site file the node can.
