@@ -35,8 +35,8 @@ type roaming interface {
 	Roams() bool
 	// Sender is where the burst read last came from. For the reading goroutine.
 	Sender() Endpoint
-	// Adopt makes Sender the peer's endpoint, if it is another. For the reading
-	// goroutine, after an authentic record.
+	// Adopt makes Sender the peer's endpoint, and tells whether the peer was
+	// elsewhere. For the reading goroutine, after an authentic record.
 	Adopt() (now Endpoint, changed bool)
 	// WriteTo is Write to an endpoint that has not been adopted.
 	WriteTo(b Burst, to *Endpoint) error

@@ -127,14 +127,15 @@ func (u *udpConn) Sender() Endpoint { return u.sender }
 
 // Adopt implements roaming.
 func (u *udpConn) Adopt() (Endpoint, bool) {
-	if !u.cfg.Roam || u.sender == *u.target.Load() {
-		return Endpoint{}, false
+	was := *u.target.Load()
+	if u.sender == was {
+		return was, false
 	}
 	now := u.sender
 	u.target.Store(&now)
 	u.refused.Store(0) // it is another route
-	u.reroute(now.Peer)
-	return now, true
+	_ = u.reroute(now.Peer)
+	return now, now.Peer != was.Peer
 }
 
 // Remote is where the peer is now.
@@ -171,8 +172,8 @@ func (u *udpConn) WriteTo(b Burst, to *Endpoint) error {
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
 		errno := u.send(fd, m, data[:n], 0, b.TOS, to)
-		if errno == unix.EINVAL && to != nil && to.Own.IsValid() {
-			// The address that the peer wrote to is no longer ours.
+		if foreign(errno) && to != nil && to.Own.IsValid() {
+			// The address that the peer wrote to may be ours no longer.
 			next := Endpoint{Peer: to.Peer}
 			u.target.CompareAndSwap(to, &next)
 			to = &next
@@ -184,6 +185,12 @@ func (u *udpConn) WriteTo(b Burst, to *Endpoint) error {
 		data = data[n:]
 	}
 	return nil
+}
+
+// foreign tells whether errno is what kernels say of a source address that is
+// not theirs, or that the route does not take.
+func foreign(errno syscall.Errno) bool {
+	return errno == unix.EINVAL || errno == unix.ENETUNREACH || errno == unix.EADDRNOTAVAIL
 }
 
 // lockOut is a message that nobody else uses now.
