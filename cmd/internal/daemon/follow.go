@@ -62,6 +62,12 @@ func while(ctx context.Context, file string, part func(*config.Site) [32]byte, l
 	return inner, func() { cancel(context.Canceled); <-ended }
 }
 
+// changed tells whether a daemon has ended because of the site file and of
+// nothing else; some return the cause, some nil.
+func changed(inner context.Context, err error) bool {
+	return errors.Is(context.Cause(inner), ErrChanged) && (err == nil || errors.Is(err, ErrChanged))
+}
+
 // FollowLine runs a line until ctx ends. It ends too when the line leaves the
 // site file: a site that is cut off must not be spoken to for one packet more,
 // and the TUN device goes with it. A line that was enrolled anew, or leads
@@ -71,7 +77,7 @@ func FollowLine(ctx context.Context, env Env, file string, l *config.Line) error
 		inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return lineSum(s, l.ID) }, env.Log)
 		err := Line(inner, env, l)
 		stop()
-		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+		if !changed(inner, err) {
 			return err
 		}
 		site, err := config.Load(file)
@@ -95,7 +101,7 @@ func FollowSim(ctx context.Context, env Env, file string, l *config.Link) error 
 		inner, stop := while(ctx, file, func(s *config.Site) [32]byte { return linkSum(s, l.ID) }, env.Log)
 		err := Sim(inner, env, l)
 		stop()
-		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+		if !changed(inner, err) {
 			return err
 		}
 		site, err := config.Load(file)
@@ -143,7 +149,7 @@ func FollowKME(ctx context.Context, env Env, file string) error {
 		inner, stop := while(ctx, file, kmeSum, env.Log)
 		err := KME(inner, env)
 		stop()
-		if err != nil || !errors.Is(context.Cause(inner), ErrChanged) {
+		if !changed(inner, err) {
 			return err
 		}
 		site, err := config.Load(file)

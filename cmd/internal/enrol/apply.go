@@ -113,9 +113,9 @@ func (h *Home) authSeed(b *bond) string {
 	return h.Path("lines", b.theirs.Site, "auth-"+b.mine.Invitation[:8]+".seed")
 }
 
-// authPool is the folder in which the simulator of a link keeps what it made of
-// the seed.
-func (h *Home) authPool(link string) string { return h.Path("state", "sim-"+link) }
+// authPool is the file in which the simulator of a link keeps what it made of
+// the seed. One that runs works on with it until it reads the site file.
+func (h *Home) authPool(link string) string { return h.Path("state", "sim-"+link, "auth") }
 
 // keepSeed writes the seed of a simulated link, once: after that the simulator
 // has it. What was made of an older one goes.
