@@ -175,24 +175,22 @@ func (o *owner) accept(req request) {
 func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	inputs := o.own
 	o.own = nil
-	var all peer.Output
 	now := max(time.Since(o.began), 1)
-	for i := 0; i < len(inputs); i++ {
-		out := o.machine.Step(now, inputs[i])
-		filled, err := o.fill(out.Fill)
+	all := o.machine.Step(now, inputs...)
+	if err := o.wrapKeys(&all, o.ring.Epoch()); err != nil {
+		return 0, err
+	}
+	for fill := all.Fill; len(fill) > 0; {
+		filled, err := o.fill(fill)
 		if err != nil {
 			return 0, err
 		}
-		inputs = append(inputs, filled...) // into the commit of the draws that wait for them
+		out := o.machine.Step(now, filled...)
 		if err := o.wrapKeys(&out, o.ring.Epoch()); err != nil {
 			return 0, err
 		}
-		all.Changes = append(all.Changes, out.Changes...)
-		all.Messages = append(all.Messages, out.Messages...)
-		all.Answers = append(all.Answers, out.Answers...)
-		all.Lookups = append(all.Lookups, out.Lookups...)
-		all.Events = append(all.Events, out.Events...)
-		all.Wake = out.Wake
+		join(&all, &out) // into the commit of the draws that wait for them
+		fill = out.Fill
 	}
 	replies, err := o.prepare(ctx, all.Answers)
 	if err != nil {
@@ -213,6 +211,16 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	}
 	o.settling = nil
 	return all.Wake, nil
+}
+
+// join adds what another step wants to a commit.
+func join(all, out *peer.Output) {
+	all.Changes = append(all.Changes, out.Changes...)
+	all.Messages = append(all.Messages, out.Messages...)
+	all.Answers = append(all.Answers, out.Answers...)
+	all.Lookups = append(all.Lookups, out.Lookups...)
+	all.Events = append(all.Events, out.Events...)
+	all.Wake = out.Wake
 }
 
 // release lets go what had to wait for the commit.

@@ -3,8 +3,6 @@ package peer
 import (
 	"math"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -28,7 +26,6 @@ type shape struct {
 	sizeBits  int
 	per       int // slots a key
 	ahead     bool
-	key       string
 
 	grants []*grant
 	free   int // keys granted, acknowledged, not drawn
@@ -50,12 +47,12 @@ type draw struct {
 // draw serves a request for new keys: at once from acknowledged grants, or
 // after a round trip.
 func (m *Machine) draw(in Draw) {
-	r, err := m.route(in)
+	r, err := m.route(&in)
 	if err != nil {
 		m.answer(Answer{Ticket: in.Ticket, Err: err})
 		return
 	}
-	sh := r.shape(in, m.cfg.KeySizeBits)
+	sh := r.shape(&in, m.cfg.KeySizeBits)
 	sh.demand(m.now, in.Number)
 	d := &draw{Draw: in, shape: sh, r: r}
 	m.waiting[in.Ticket] = d
@@ -67,7 +64,7 @@ func (m *Machine) draw(in Draw) {
 
 // route finds the peer that serves the targets we do not; the loopback pool if
 // there are none.
-func (m *Machine) route(in Draw) (*remote, error) {
+func (m *Machine) route(in *Draw) (*remote, error) {
 	var r *remote
 	for _, t := range in.Targets {
 		at, ok := m.cfg.SAEs[t]
@@ -92,25 +89,31 @@ func (m *Machine) route(in Draw) (*remote, error) {
 	return r, nil
 }
 
-// shapeKey names a shape: SAE IDs hold no zero byte.
-func shapeKey(in Draw) string {
-	var b strings.Builder
-	b.WriteString(strconv.Itoa(in.SizeBits))
-	b.WriteByte(0)
-	b.WriteString(string(in.Initiator))
-	for _, s := range in.Targets {
-		b.WriteByte(0)
-		b.WriteString(string(s))
-	}
-	return b.String()
+// shapeID names a shape. SAE IDs hold no zero byte, which parts the targets.
+type shapeID struct {
+	initiator etsi014.SAEID
+	targets   string
+	sizeBits  int
 }
 
-func (r *remote) shape(in Draw, readySize int) *shape {
+func shapeKey(in *Draw) shapeID {
+	id := shapeID{initiator: in.Initiator, sizeBits: in.SizeBits}
+	for i, s := range in.Targets {
+		if i == 0 {
+			id.targets = string(s)
+		} else {
+			id.targets += "\x00" + string(s)
+		}
+	}
+	return id
+}
+
+func (r *remote) shape(in *Draw, readySize int) *shape {
 	key := shapeKey(in)
 	sh := r.shapes[key]
 	if sh == nil {
 		sh = &shape{initiator: in.Initiator, targets: slices.Clone(in.Targets),
-			sizeBits: in.SizeBits, per: kms.KeySlots(in.SizeBits, SlotBytes), key: key,
+			sizeBits: in.SizeBits, per: kms.KeySlots(in.SizeBits, SlotBytes),
 			ahead: in.SizeBits == readySize && len(in.Targets) == 1 && !r.local}
 		r.shapes[key] = sh
 	}
@@ -205,8 +208,7 @@ func (m *Machine) claim(d *draw) []KeyRef {
 			continue
 		}
 		s := g.seg
-		m.change(kms.Change{Op: kms.OpClaim, Segment: s.ID, Session: s.Session,
-			First: g.slot(g.drawn), Slots: n * g.per, Role: kms.RoleInitiator, SAE: g.Initiator})
+		m.claimSlots(g, kms.RoleInitiator, g.Initiator, g.drawn, n)
 		for k := g.drawn; k < g.drawn+n; k++ {
 			keys = append(keys, g.ref(m.id(g, k), k))
 			m.consume(g, true)
@@ -435,7 +437,8 @@ func (m *Machine) fetch(in Fetch) {
 			g.drawn = p.key + 1
 			m.retain(g)
 		}
-		m.claimFetched(g, p.role, p.key)
+		m.claimSlots(g, p.role.place, in.Target, p.key, 1)
+		m.take(g, p.role, p.key, true)
 	}
 	m.answer(Answer{Ticket: in.Ticket, Keys: keys})
 	for _, p := range parts {
@@ -443,21 +446,19 @@ func (m *Machine) fetch(in Fetch) {
 	}
 }
 
-// claimFetched claims one key for a target; neighbours share a change.
-func (m *Machine) claimFetched(g *grant, ro *role, key int) {
+// claimSlots claims n keys of a grant from one on; neighbours share a change.
+func (m *Machine) claimSlots(g *grant, role int, sae etsi014.SAEID, from, n int) {
 	s := g.seg
-	if n := len(m.out.Changes); n > 0 {
-		c := &m.out.Changes[n-1]
-		if c.Op == kms.OpClaim && c.Segment == s.ID && c.Role == ro.place &&
-			c.First+c.Slots == g.slot(key) && c.First >= g.First {
-			c.Slots += g.per
-			m.take(g, ro, key, true)
+	if len(m.out.Changes) > 0 {
+		c := &m.out.Changes[len(m.out.Changes)-1]
+		if c.Op == kms.OpClaim && c.Segment == s.ID && c.Role == role && c.SAE == sae &&
+			c.First+c.Slots == g.slot(from) && c.First >= g.First {
+			c.Slots += n * g.per
 			return
 		}
 	}
-	m.change(kms.Change{Op: kms.OpClaim, Segment: s.ID, Session: s.Session, First: g.slot(key),
-		Slots: g.per, Role: ro.place, SAE: g.Targets[ro.place]})
-	m.take(g, ro, key, true)
+	m.change(kms.Change{Op: kms.OpClaim, Segment: s.ID, Session: s.Session,
+		First: g.slot(from), Slots: n * g.per, Role: role, SAE: sae})
 }
 
 // roleOf is the target's role in the grant, nil if it is not served here as one.

@@ -41,13 +41,13 @@ type remote struct {
 	wantAt   time.Duration
 	due      time.Duration // earliest time something is to do
 
-	shapes map[string]*shape
+	shapes map[shapeID]*shape
 	ready  int     // slots granted ahead of demand and not drawn
 	queue  []*draw // draws that wait, oldest first
 }
 
 func newRemote(id etsi014.KMEID) *remote {
-	return &remote{id: id, memory: kms.Memory{Peer: id}, shapes: map[string]*shape{},
+	return &remote{id: id, memory: kms.Memory{Peer: id}, shapes: map[shapeID]*shape{},
 		rtt: 10 * time.Millisecond, reason: "not connected"}
 }
 
@@ -236,7 +236,7 @@ func (m *Machine) adopt(r *remote, h *hello) {
 		l.mine, l.mineSlots = nil, 0
 	}
 	m.failWaiting(r)
-	r.shapes = map[string]*shape{}
+	r.shapes = map[shapeID]*shape{}
 	r.memory.Incarnation = h.self.Counter
 	m.remember(r)
 }

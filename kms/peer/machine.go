@@ -262,6 +262,9 @@ type Machine struct {
 	now    time.Duration
 	wakeAt time.Duration // when tick is due; 0 = in this step
 	out    *Output
+	buf    Output  // of the step under way
+	most   int     // changes that it probably makes
+	msg    message // the one being read
 }
 
 // New makes the machine of a KME from what its store holds.
@@ -322,11 +325,25 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 	return nil
 }
 
-// Step takes one input at a time that never goes back. The Output belongs to
-// the caller.
-func (m *Machine) Step(now time.Duration, in Input) Output {
-	var out Output
-	m.now, m.out = now, &out
+// Step takes inputs that share a commit, at a time that never goes back. The
+// Output belongs to the caller. What many of them say of the same claim or
+// ledger is one change.
+func (m *Machine) Step(now time.Duration, inputs ...Input) Output {
+	m.now, m.out, m.most = now, &m.buf, len(inputs)+1
+	for _, in := range inputs {
+		m.input(in)
+	}
+	if m.wakeAt == 0 || now >= m.wakeAt {
+		m.tick()
+	}
+	m.tally()
+	out := m.buf
+	m.buf = Output{}
+	out.Wake, m.out = m.wakeAt, nil
+	return out
+}
+
+func (m *Machine) input(in Input) {
 	switch in := in.(type) {
 	case Boot:
 		m.boot()
@@ -359,12 +376,6 @@ func (m *Machine) Step(now time.Duration, in Input) Output {
 	case Tick:
 		m.wakeAt = 0
 	}
-	if m.wakeAt == 0 || now >= m.wakeAt {
-		m.tick()
-	}
-	m.tally()
-	out.Wake, m.out = m.wakeAt, nil
-	return out
 }
 
 func (m *Machine) boot() {
@@ -414,7 +425,12 @@ func (m *Machine) wake(at time.Duration) {
 	}
 }
 
-func (m *Machine) change(c kms.Change) { m.out.Changes = append(m.out.Changes, c) }
+func (m *Machine) change(c kms.Change) {
+	if m.out.Changes == nil {
+		m.out.Changes = make([]kms.Change, 0, m.most)
+	}
+	m.out.Changes = append(m.out.Changes, c)
+}
 
 func (m *Machine) event(e Event) { m.out.Events = append(m.out.Events, e) }
 

@@ -163,9 +163,12 @@ func readID(r *codec.Reader) kms.SegmentID {
 	return kms.SegmentID{Link: kms.LinkID(r.String()), Generation: r.Uint64(), Number: r.Uint64()}
 }
 
+// usual is how long most messages are, bytes: a GRANT with short names.
+const usual = 128
+
 // encode is the message's bytes.
 func (m *message) encode() []byte {
-	b := []byte{Version, byte(m.kind)}
+	b := append(make([]byte, 0, usual), Version, byte(m.kind))
 	if m.kind == kHello {
 		return m.hello.append(b)
 	}
@@ -221,17 +224,18 @@ func (m *message) appendRuns(b []byte) []byte {
 }
 
 // decode reads a message. It is strict: unknown versions, kinds, values out of
-// range and bytes left over are errors. Nothing points into data but key.
-func decode(data []byte) (*message, error) {
+// range and bytes left over are errors. Nothing points into data but key; lists
+// are good until the next message is read, but for targets, which are its own.
+func (m *message) decode(data []byte) error {
 	r := codec.NewReader(data)
 	version := r.Uint8()
-	m := &message{kind: kind(r.Uint8())}
+	*m = message{kind: kind(r.Uint8()), runs: m.runs[:0], marks: m.marks[:0]}
 	if version != Version {
-		return nil, fmt.Errorf("decode message: %w: version %d, this program speaks %d",
+		return fmt.Errorf("decode message: %w: version %d, this program speaks %d",
 			codec.ErrFormat, version, Version)
 	}
 	if len(data) > MaxMessage {
-		return nil, fmt.Errorf("decode message: %w: %d bytes", codec.ErrFormat, len(data))
+		return fmt.Errorf("decode message: %w: %d bytes", codec.ErrFormat, len(data))
 	}
 	if m.kind == kHello {
 		m.hello = readHello(r)
@@ -240,9 +244,9 @@ func decode(data []byte) (*message, error) {
 		m.readBody(r)
 	}
 	if err := r.End(); err != nil {
-		return nil, fmt.Errorf("decode %s: %w", m.kind, err)
+		return fmt.Errorf("decode %s: %w", m.kind, err)
 	}
-	return m, nil
+	return nil
 }
 
 func (m *message) readBody(r *codec.Reader) {

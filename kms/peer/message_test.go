@@ -45,6 +45,11 @@ var everyMessage = []message{
 	{kind: kBeat, at: kms.Position{Length: 12, Hash: [32]byte{9}}},
 }
 
+func decode(data []byte) (*message, error) {
+	m := new(message)
+	return m, m.decode(data)
+}
+
 func TestEveryMessageComesBack(t *testing.T) {
 	if len(everyMessage) != int(kEnd)-1 {
 		t.Fatalf("%d messages are tested, there are %d", len(everyMessage), kEnd-1)

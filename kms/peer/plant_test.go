@@ -242,7 +242,7 @@ var plants = []plant{
 	{10, "peer/machine.go", `	out.Wake, m.out = m.wakeAt, nil
 `, `	if planted == 10 {
 		before, ok := kept.LoadAndDelete(m)
-		if _, fetch := in.(Fetch); fetch {
+		if _, fetch := inputs[0].(Fetch); fetch {
 			kept.Store(m, Output{Changes: out.Changes, Answers: out.Answers})
 			out.Changes, out.Answers = nil, nil
 		}
@@ -296,7 +296,8 @@ var plants = []plant{
 	keys := make`, `	if err != nil {
 		for _, p := range parts {
 			if planted == 19 && !p.role.done.Get(p.key) {
-				m.claimFetched(p.grant, p.role, p.key)
+				m.claimSlots(p.grant, p.role.place, in.Target, p.key, 1)
+				m.take(p.grant, p.role, p.key, true)
 			}
 		}
 		m.answer(Answer{Ticket: in.Ticket, Err: err})

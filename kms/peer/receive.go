@@ -14,8 +14,8 @@ func (m *Machine) received(in Received) {
 	if r == nil {
 		return
 	}
-	msg, err := decode(in.Data)
-	if err != nil {
+	msg := &m.msg
+	if err := msg.decode(in.Data); err != nil {
 		m.event(Event{Alarm: true, Text: "peer sent a malformed message", Peer: r.id,
 			Reason: err.Error()})
 		return
@@ -106,7 +106,13 @@ func (m *Machine) refused(l *link, msg *message) {
 		m.strangerRefused(s, msg.first)
 	case dead:
 		m.dead(s, msg.refused)
-	case notOwner, conflict, differs:
+	case differs:
+		if s.State.May(kms.StateVoid) {
+			m.event(Event{Alarm: true, Text: "blocks differ", Link: l.ID, Segment: s.ID,
+				Reason: "the peer says so, or cannot read its own"})
+		}
+		m.dead(s, 0)
+	case notOwner, conflict:
 		m.dead(s, 0)
 	}
 }

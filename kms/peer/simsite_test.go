@@ -47,9 +47,12 @@ type simSite struct {
 	asked map[uint64]waitingDraw
 	read  map[uint64]uint64 // ticket to block number
 	fetch map[uint64]Fetch
-	loop  map[kms.SegmentID]uint64          // which bits this process filled the pool with
-	late  []Input                           // segments of the pool that come a commit later
-	used  map[kms.SegmentID]map[uint64]bool // data keys of keys delivered for good
+	loop  map[kms.SegmentID]uint64 // which bits this process filled the pool with
+	late  []Input                  // segments of the pool that come a commit later
+	held  []Input                  // what shares a commit with the next
+
+	several bool                              // answers leave with this commit
+	used    map[kms.SegmentID]map[uint64]bool // data keys of keys delivered for good
 }
 
 var (
@@ -281,10 +284,11 @@ func (s *simSite) boot() {
 	if s.m, err = New(cfg, snap); err != nil {
 		w.fail("new: %v", err)
 	}
+	s.inc = Incarnation{} // of an earlier process
 	s.alive, s.conn, s.fence, s.wake = true, false, lease.Fence, 0
 	// A process reads a clock that began anywhere.
 	s.skew = time.Duration(1+w.rng.IntN(1_000_000))*time.Millisecond - w.now
-	s.loop, s.late = map[kms.SegmentID]uint64{}, nil
+	s.loop, s.late, s.held = map[kms.SegmentID]uint64{}, nil, nil
 	s.asked, s.read, s.fetch = map[uint64]waitingDraw{}, map[uint64]uint64{}, map[uint64]Fetch{}
 	w.log("%s boots, incarnation %d, log %d", s.id, lease.Incarnation, lease.Position.Length)
 	s.feed(Boot{})
@@ -329,6 +333,12 @@ func (s *simSite) crash(when string) {
 // all, and nothing released.
 func (s *simSite) feed(inputs ...Input) {
 	w := s.w
+	if s.shares(inputs[0]) {
+		s.held = append(s.held, inputs...)
+		return
+	}
+	inputs = append(s.held, inputs...)
+	s.held = nil
 	for len(inputs) > 0 && s.alive {
 		if _, ok := inputs[0].(Boot); !ok && s.wake == 0 {
 			s.wake = s.clock()
@@ -365,6 +375,7 @@ func (s *simSite) release(all *Output) (next []Input) {
 		s.lawful(m)
 		w.send(1-s.n, m.Data)
 	}
+	s.several = len(all.Answers) > 1
 	for _, a := range all.Answers {
 		s.answered(a)
 	}
@@ -378,22 +389,36 @@ func (s *simSite) release(all *Output) (next []Input) {
 	return next
 }
 
+// shares tells whether an input waits to share its commit with the next one.
+func (s *simSite) shares(in Input) bool {
+	switch in.(type) {
+	case Received, Draw, Fetch, Cancel:
+		return s.alive && s.w.faults && s.w.rng.IntN(12) == 0
+	}
+	return false
+}
+
 // step steps the machine with inputs that share a commit. What the loopback
 // pool asks for joins them, or comes a commit later.
 func (s *simSite) step(inputs []Input) (all Output) {
 	w := s.w
-	for i := 0; i < len(inputs); i++ {
-		in := inputs[i]
-		stale, heard := s.stale(in)
-		out := s.m.Step(s.clock(), in)
+	for len(inputs) > 0 {
+		stale, heard := s.stale(inputs)
+		out := s.m.Step(s.clock(), inputs...)
 		if stale && s.m.ordered[0].heard != heard {
-			w.fail("rule 14: %s acts on %s of another session", s.id, describe(in))
+			w.fail("rule 14: %s acts on %s of another session", s.id, describe(inputs[0]))
 		}
 		for i := range out.Changes {
 			if c := &out.Changes[i]; c.Op == kms.OpLink {
 				c.IDKey = kms.Wrapped{Epoch: s.epoch, Bytes: out.IDKeys[c.Segment.Link]}
 			}
 		}
+		if w.h.traceOnly {
+			for _, in := range inputs {
+				w.log("%s %s", s.id, describe(in))
+			}
+		}
+		inputs = nil
 		for _, seg := range out.Fill {
 			w.filled++
 			s.loop[seg.ID] = w.filled
@@ -405,19 +430,16 @@ func (s *simSite) step(inputs []Input) (all Output) {
 				inputs = append(inputs, fill)
 			}
 		}
-		if i == 0 {
-			all = out
-		} else {
-			all.Changes = append(all.Changes, out.Changes...)
-			all.Messages = append(all.Messages, out.Messages...)
-			all.Answers = append(all.Answers, out.Answers...)
-			all.Lookups = append(all.Lookups, out.Lookups...)
-			all.Events = append(all.Events, out.Events...)
-		}
 		s.wake = out.Wake
-		if w.h.traceOnly {
-			w.log("%s %s", s.id, describe(in))
+		if all.Wake == 0 {
+			all = out
+			continue
 		}
+		all.Changes = append(all.Changes, out.Changes...)
+		all.Messages = append(all.Messages, out.Messages...)
+		all.Answers = append(all.Answers, out.Answers...)
+		all.Lookups = append(all.Lookups, out.Lookups...)
+		all.Events = append(all.Events, out.Events...)
 	}
 	return all
 }
