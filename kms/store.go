@@ -70,6 +70,10 @@ type Lease struct {
 	IDKey      Wrapped
 	Ledger     Ledger
 	Segments   []Segment
+	// Segments whose records cannot be read, with their ID and, in BlockBytes,
+	// the bytes that their sealed slots take. Nothing but OpVoid is taken for
+	// them, and no OpTurn before it.
+	Unreadable []Segment
 }
 
 // Op says what a [Change] does.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"iter"
 	"maps"
 	"slices"
@@ -128,11 +129,10 @@ func (s *Store) writeBack(batch []byte, end kms.Position) error {
 		}
 	}
 	next := s.journal.last.next()
-	meta := tx.Bucket(bMeta)
-	if err := meta.Put(kPosition, appendPosition(nil, end)); err != nil {
+	if err := putMeta(tx, kPosition, appendPosition(nil, end)); err != nil {
 		return err
 	}
-	if err := meta.Put(kJournal, next.append(nil)); err != nil {
+	if err := putMeta(tx, kJournal, next.append(nil)); err != nil {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
@@ -160,6 +160,10 @@ func (w *waiting) writeTo(tx *bolt.Tx, end kms.Position) error {
 	return nil
 }
 
+func putMeta(tx *bolt.Tx, key, value []byte) error {
+	return put(tx, write{append([]byte{inMeta}, key...), value})
+}
+
 func put(tx *bolt.Tx, w write) error {
 	b := tx.Bucket(buckets[w.at[0]])
 	if w.value == nil {
@@ -168,5 +172,61 @@ func put(tx *bolt.Tx, w write) error {
 	if w.at[0] == inLog || w.at[0] == inSegments || w.at[0] == inSlots {
 		b.FillPercent = 1 // these come in order
 	}
+	if checked(w.at[0]) {
+		return b.Put(w.at[1:], binary.BigEndian.AppendUint32(bytes.Clone(w.value),
+			sumOf(w.at[0], w.at[1:], w.value)))
+	}
 	return b.Put(w.at[1:], w.value)
+}
+
+// checked tells whether records of a bucket end with a checksum. Slots have
+// their own tags, and entries of the log are chained.
+func checked(bucket byte) bool { return bucket != inSlots && bucket != inLog }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sumOf is CRC-32C over bucket, key and value.
+func sumOf(bucket byte, key, value []byte) uint32 {
+	sum := crc32.Update(crc32.Checksum([]byte{bucket}, castagnoli), castagnoli, key)
+	return crc32.Update(sum, castagnoli, value)
+}
+
+// sound is a stored record without its checksum; nil stays nil.
+func sound(bucket byte, key, stored []byte) ([]byte, error) {
+	if stored == nil {
+		return nil, nil
+	}
+	n := len(stored) - crc32.Size
+	if n < 0 || binary.BigEndian.Uint32(stored[n:]) != sumOf(bucket, key, stored[:n]) {
+		return nil, fmt.Errorf("record %q in %s: %w", key, buckets[bucket], kms.ErrCorrupt)
+	}
+	return stored[:n:n], nil
+}
+
+// get reads a record; nil is none.
+func get(tx *bolt.Tx, bucket byte, key []byte) ([]byte, error) {
+	return sound(bucket, key, tx.Bucket(buckets[bucket]).Get(key))
+}
+
+// each calls f for every record of a bucket.
+func each(tx *bolt.Tx, bucket byte, f func(key, value []byte) error) error {
+	return tx.Bucket(buckets[bucket]).ForEach(func(k, v []byte) error {
+		v, err := sound(bucket, k, v)
+		if err != nil {
+			return err
+		}
+		return f(k, v)
+	})
+}
+
+// number reads one of meta's numbers.
+func number(tx *bolt.Tx, key []byte) (uint64, error) {
+	v, err := get(tx, inMeta, key)
+	if err != nil || v == nil {
+		return 0, err
+	}
+	if len(v) != 8 {
+		return 0, fmt.Errorf("%s: %w", key, kms.ErrCorrupt)
+	}
+	return binary.BigEndian.Uint64(v), nil
 }

@@ -17,7 +17,9 @@
 //	names     SAE → salt and commitment
 //
 // where <segment> is the link's name with its length, generation (8) and
-// number (8), so that a link's segments stand in order.
+// number (8), so that a link's segments stand in order. Every record ends with
+// a CRC-32C (4) over the bucket's number, key and value, but for slots, which
+// have their own tags, entries of the log, which are chained, and the schema.
 //
 // The journal (kms.journal, 1 MiB) holds the commits since the database was
 // written last, each as what it writes into these buckets. It is one write and
@@ -274,30 +276,54 @@ func (s *Store) prepare() (fresh bool, after mark, err error) {
 			fresh = true
 			return nil
 		}
-		switch v := getUint64(meta, kSchema); {
-		case v > Schema:
-			return fmt.Errorf("%w: version %d, this program knows %d; use the newer program",
-				kms.ErrNewer, v, Schema)
-		case v < Schema:
-			return fmt.Errorf("%w: version %d, this program knows %d; start with an empty folder",
-				kms.ErrOlder, v, Schema)
-		}
-		if kme := etsi014.KMEID(meta.Get(kKME)); kme != s.self {
-			return fmt.Errorf("%w: it is %q's, this is %q", kms.ErrForeign, kme, s.self)
+		if err := s.whose(tx); err != nil {
+			return err
 		}
 		for _, name := range buckets {
 			if tx.Bucket(name) == nil {
 				return fmt.Errorf("%w: no bucket %s", kms.ErrCorrupt, name)
 			}
 		}
-		s.fence = kms.Fence(getUint64(meta, kFence))
-		if s.position, err = parsePosition(meta.Get(kPosition)); err != nil {
+		fence, err := number(tx, kFence)
+		if err != nil {
 			return err
 		}
-		after, err = parseMark(meta.Get(kJournal))
+		s.fence = kms.Fence(fence)
+		v, err := get(tx, inMeta, kPosition)
+		if err == nil {
+			s.position, err = parsePosition(v)
+		}
+		if err != nil {
+			return err
+		}
+		if v, err = get(tx, inMeta, kJournal); err == nil {
+			after, err = parseMark(v)
+		}
 		return err
 	})
 	return fresh, after, err
+}
+
+// whose refuses a store of another schema or another KME. The schema has no
+// checksum, as in every other schema.
+func (s *Store) whose(tx *bolt.Tx) error {
+	var v uint64
+	if b := tx.Bucket(bMeta).Get(kSchema); len(b) == 8 {
+		v = binary.BigEndian.Uint64(b)
+	}
+	switch {
+	case v > Schema:
+		return fmt.Errorf("%w: version %d, this program knows %d; use the newer program",
+			kms.ErrNewer, v, Schema)
+	case v < Schema:
+		return fmt.Errorf("%w: version %d, this program knows %d; start with an empty folder",
+			kms.ErrOlder, v, Schema)
+	}
+	kme, err := get(tx, inMeta, kKME)
+	if err == nil && etsi014.KMEID(kme) != s.self {
+		err = fmt.Errorf("%w: it is %q's, this is %q", kms.ErrForeign, kme, s.self)
+	}
+	return err
 }
 
 // format makes an empty store. Its mark is random: no other store's journal
@@ -312,9 +338,9 @@ func (s *Store) format() (first mark, err error) {
 				return err
 			}
 		}
-		meta := tx.Bucket(bMeta)
-		return errors.Join(putUint64(meta, kSchema, Schema), meta.Put(kKME, []byte(s.self)),
-			meta.Put(kJournal, first.append(nil)))
+		return errors.Join(
+			tx.Bucket(bMeta).Put(kSchema, binary.BigEndian.AppendUint64(nil, Schema)),
+			putMeta(tx, kKME, []byte(s.self)), putMeta(tx, kJournal, first.append(nil)))
 	})
 }
 
@@ -361,7 +387,10 @@ func (s *Store) Load(ctx context.Context, id kms.SegmentID) (sealed kms.Sealed,
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seg := s.segments[id]
-	if seg == nil || !seg.hasBytes() {
+	switch {
+	case seg != nil && seg.bad != nil:
+		return sealed, nil, seg.bad
+	case seg == nil || !seg.hasBytes():
 		return sealed, nil, kms.ErrNoSegment
 	}
 	for _, b := range seg.claims {
@@ -372,22 +401,16 @@ func (s *Store) Load(ctx context.Context, id kms.SegmentID) (sealed kms.Sealed,
 		if len(slots) == 0 || len(slots)%seg.Slots != 0 {
 			return fmt.Errorf("%w: %d bytes for %d slots", kms.ErrCorrupt, len(slots), seg.Slots)
 		}
-		sealed.Slots = slices.Clone(slots)
-		sealed.Key, err = parseWrapped(tx.Bucket(bKeys).Get(seg.key))
+		key, err := get(tx, inKeys, seg.key)
+		if err == nil {
+			sealed.Key, err = parseWrapped(key)
+		}
+		if err == nil {
+			sealed.Slots = slices.Clone(slots)
+		}
 		return err
 	})
 	return sealed, claims, err
-}
-
-func getUint64(b *bolt.Bucket, key []byte) uint64 {
-	if v := b.Get(key); len(v) == 8 {
-		return binary.BigEndian.Uint64(v)
-	}
-	return 0
-}
-
-func putUint64(b *bolt.Bucket, key []byte, v uint64) error {
-	return b.Put(key, binary.BigEndian.AppendUint64(nil, v))
 }
 
 func hasPrefix(b, prefix []byte) bool {

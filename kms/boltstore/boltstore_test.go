@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
@@ -63,11 +64,20 @@ func TestOpenRefuses(t *testing.T) {
 			s := openAt(t, path, Options{})
 			defer s.Close()
 			if err := s.db.Update(func(tx *bolt.Tx) error {
-				return putUint64(tx.Bucket(bMeta), kSchema, Schema+1)
+				return tx.Bucket(bMeta).Put(kSchema, binary.BigEndian.AppendUint64(nil, Schema+1))
 			}); err != nil {
 				t.Fatal(err)
 			}
 		}, kms.ErrNewer},
+		"an older schema": {func(t *testing.T, path string) {
+			s := openAt(t, path, Options{})
+			defer s.Close()
+			if err := s.db.Update(func(tx *bolt.Tx) error {
+				return tx.Bucket(bMeta).Put(kSchema, binary.BigEndian.AppendUint64(nil, Schema-1))
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}, kms.ErrOlder},
 		"another KME's store": {func(t *testing.T, path string) {
 			s, err := Open(path, "kme-else", Options{})
 			if err != nil {

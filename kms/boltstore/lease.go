@@ -61,16 +61,22 @@ func (s *Store) leaseLink(link kms.LinkID, n int, l *kms.Lease) {
 		Ledger: rec.ledger}
 	l.IDKey.Bytes = slices.Clone(l.IDKey.Bytes)
 	for id, seg := range s.segments {
-		if id.Link == link {
+		switch {
+		case id.Link != link:
+		case seg.bad != nil:
+			l.Unreadable = append(l.Unreadable, seg.Segment)
+		default:
 			l.Segments = append(l.Segments, seg.Segment)
 		}
 	}
-	slices.SortFunc(l.Segments, func(a, b kms.Segment) int {
+	older := func(a, b kms.Segment) int {
 		if a.ID.Less(b.ID) {
 			return -1
 		}
 		return 1
-	})
+	}
+	slices.SortFunc(l.Segments, older)
+	slices.SortFunc(l.Unreadable, older)
 	if n >= 0 && len(l.Segments) > n {
 		l.Segments = l.Segments[:n]
 	}
@@ -134,7 +140,11 @@ func (s *Store) stored(prev kms.Position, base uint64, reveal audit.Reveal) (bat
 	defer guard(&err)()
 	from := prev.Length
 	err = s.db.View(func(tx *bolt.Tx) error {
-		last, err := parsePosition(tx.Bucket(bMeta).Get(kPosition))
+		v, err := get(tx, inMeta, kPosition)
+		if err != nil {
+			return err
+		}
+		last, err := parsePosition(v)
 		if err != nil {
 			return err
 		}

@@ -39,7 +39,7 @@ func logOf(t *testing.T, n int) string {
 // TestVerifyFindsEveryDamage: a changed, missing, added or moved record is
 // found and named, on a store that nothing writes to.
 func TestVerifyFindsEveryDamage(t *testing.T) {
-	get := func(b *bolt.Bucket, n uint64) []byte { return append([]byte(nil), b.Get(logKey(n))...) }
+	entry := func(b *bolt.Bucket, n uint64) []byte { return append([]byte(nil), b.Get(logKey(n))...) }
 	for name, c := range map[string]struct {
 		spoil func(log, meta *bolt.Bucket) error
 		good  uint64
@@ -47,16 +47,16 @@ func TestVerifyFindsEveryDamage(t *testing.T) {
 	}{
 		"nothing": {func(_, _ *bolt.Bucket) error { return nil }, 9, ""},
 		"a byte changed": {func(log, _ *bolt.Bucket) error {
-			v := get(log, 4)
+			v := entry(log, 4)
 			v[9] ^= 1
 			return log.Put(logKey(4), v)
 		}, 3, "record 4"},
 		"a hash changed": {func(log, _ *bolt.Bucket) error {
-			v := get(log, 4)
+			v := entry(log, 4)
 			v[len(v)-1] ^= 1
 			return log.Put(logKey(4), v)
 		}, 3, "record 4"},
-		"cut short": {func(log, _ *bolt.Bucket) error { return log.Put(logKey(5), get(log, 5)[:20]) },
+		"cut short": {func(log, _ *bolt.Bucket) error { return log.Put(logKey(5), entry(log, 5)[:20]) },
 			4, "record 5"},
 		"removed": {func(log, _ *bolt.Bucket) error { return log.Delete(logKey(6)) },
 			5, "record 6: stored bytes are damaged: it is missing"},
@@ -64,23 +64,25 @@ func TestVerifyFindsEveryDamage(t *testing.T) {
 			8, "record 9"},
 		"removed and closed up": {func(log, meta *bolt.Bucket) error {
 			for n := uint64(6); n < 9; n++ {
-				if err := log.Put(logKey(n), get(log, n+1)); err != nil {
+				if err := log.Put(logKey(n), entry(log, n+1)); err != nil {
 					return err
 				}
 			}
 			return log.Delete(logKey(9))
 		}, 5, "record 6"},
 		"two swapped": {func(log, _ *bolt.Bucket) error {
-			a, b := get(log, 3), get(log, 4)
+			a, b := entry(log, 3), entry(log, 4)
 			return errors.Join(log.Put(logKey(3), b), log.Put(logKey(4), a))
 		}, 2, "record 3"},
 		"one added at the end": {func(log, _ *bolt.Bucket) error {
-			return log.Put(logKey(10), get(log, 9))
+			return log.Put(logKey(10), entry(log, 9))
 		}, 9, "record 10"},
 		"the position is of an older log": {func(_, meta *bolt.Bucket) error {
-			v := append([]byte(nil), meta.Get(kPosition)...)
-			binary.BigEndian.PutUint64(v, 7)
-			return meta.Put(kPosition, v)
+			v, err := get(meta.Tx(), inMeta, kPosition)
+			if err != nil {
+				return err
+			}
+			return putMeta(meta.Tx(), kPosition, append(binary.BigEndian.AppendUint64(nil, 7), v[8:]...))
 		}, 7, "record 7: stored bytes are damaged: the last record is another"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -19,7 +19,11 @@ func segmentKey(id kms.SegmentID) []byte {
 	return binary.BigEndian.AppendUint64(b, id.Number)
 }
 
-func linkPrefix(link kms.LinkID) []byte { return codec.AppendString(nil, link) }
+func parseSegmentKey(k []byte) (kms.SegmentID, error) {
+	r := codec.NewReader(k)
+	id := kms.SegmentID{Link: kms.LinkID(r.String()), Generation: r.Uint64(), Number: r.Uint64()}
+	return id, corrupt("segment key", r)
+}
 
 // grantKey is under the slot where the grant ends, so that a forward seek finds
 // the grant that covers a slot. (The engine's backward step trips over leaves

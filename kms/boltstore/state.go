@@ -35,6 +35,8 @@ type liveSegment struct {
 	grants []kms.Grant  // in the order of their slots
 	claims []kms.Bitmap // by role+1; nil = none yet
 
+	bad error // its records cannot be read: nothing but OpVoid is allowed
+
 	dirty, gone bool
 	newGrants   []kms.Grant
 	claimed     []int // roles whose bitmaps this commit changes, and so owns
@@ -77,22 +79,39 @@ func (s *liveSegment) bitmap(role int) kms.Bitmap {
 
 // readState reads all of it but the names.
 func readState(tx *bolt.Tx) (st state, err error) {
-	meta := tx.Bucket(bMeta)
-	st = state{fence: kms.Fence(getUint64(meta, kFence)), incarnation: getUint64(meta, kBoot),
-		epoch: getUint64(meta, kEpoch), memories: map[etsi014.KMEID]kms.Memory{},
-		links: map[kms.LinkID]linkRecord{}, segments: map[kms.SegmentID]*liveSegment{}}
-	if st.position, err = parsePosition(meta.Get(kPosition)); err != nil {
+	st = state{memories: map[etsi014.KMEID]kms.Memory{}, links: map[kms.LinkID]linkRecord{},
+		segments: map[kms.SegmentID]*liveSegment{}}
+	fence, err := number(tx, kFence)
+	if err != nil {
 		return st, err
 	}
-	c := meta.Cursor()
+	st.fence = kms.Fence(fence)
+	if st.incarnation, err = number(tx, kBoot); err != nil {
+		return st, err
+	}
+	if st.epoch, err = number(tx, kEpoch); err != nil {
+		return st, err
+	}
+	position, err := get(tx, inMeta, kPosition)
+	if err == nil {
+		st.position, err = parsePosition(position)
+	}
+	if err != nil {
+		return st, err
+	}
+	c := tx.Bucket(bMeta).Cursor()
 	for k, v := c.Seek([]byte(pPeer)); hasPrefix(k, []byte(pPeer)); k, v = c.Next() {
+		v, err := sound(inMeta, k, v)
+		if err != nil {
+			return st, err
+		}
 		m, err := parseMemory(etsi014.KMEID(k[len(pPeer):]), v)
 		if err != nil {
 			return st, err
 		}
 		st.memories[m.Peer] = m
 	}
-	err = tx.Bucket(bLinks).ForEach(func(k, v []byte) error {
+	err = each(tx, inLinks, func(k, v []byte) error {
 		l, err := parseLink(v)
 		st.links[kms.LinkID(k)] = l
 		return err
@@ -100,33 +119,56 @@ func readState(tx *bolt.Tx) (st state, err error) {
 	if err != nil {
 		return st, err
 	}
-	return st, readSegments(tx, st.segments)
-}
-
-func readSegments(tx *bolt.Tx, segments map[kms.SegmentID]*liveSegment) error {
-	keys, grants, claims := tx.Bucket(bKeys), tx.Bucket(bGrants).Cursor(), tx.Bucket(bClaims).Cursor()
-	return tx.Bucket(bSegments).ForEach(func(k, v []byte) error {
-		seg, err := parseSegment(v)
+	return st, tx.Bucket(bSegments).ForEach(func(k, v []byte) error {
+		id, err := parseSegmentKey(k)
 		if err != nil {
 			return err
 		}
-		s := &liveSegment{Segment: seg, key: segmentKey(seg.ID)}
-		if string(s.key) != string(k) {
-			return fmt.Errorf("segment %s: %w: it stands under another name", seg.ID, kms.ErrCorrupt)
+		s := &liveSegment{Segment: kms.Segment{ID: id}, key: slices.Clone(k)}
+		st.segments[id] = s
+		if err := s.read(tx, v); err != nil {
+			s.unread(tx, err)
 		}
-		segments[seg.ID] = s
-		if s.hasBytes() {
-			w, err := parseWrapped(keys.Get(k))
-			if err != nil {
-				return fmt.Errorf("segment %s: %w", seg.ID, err)
-			}
-			s.epoch = w.Epoch
-		}
-		if seg.State != kms.StateOpen {
-			return nil
-		}
-		return errors.Join(s.readGrants(grants), s.readClaims(claims))
+		return nil
 	})
+}
+
+// read fills a segment in from its records.
+func (s *liveSegment) read(tx *bolt.Tx, v []byte) error {
+	v, err := sound(inSegments, s.key, v)
+	if err != nil {
+		return err
+	}
+	seg, err := parseSegment(v)
+	if err != nil || seg.ID != s.ID {
+		return errors.Join(err, fmt.Errorf("segment under another name: %w", kms.ErrCorrupt))
+	}
+	s.Segment = seg
+	if s.hasBytes() {
+		v, err := get(tx, inKeys, s.key)
+		if err != nil {
+			return err
+		}
+		w, err := parseWrapped(v)
+		if err != nil {
+			return err
+		}
+		s.epoch = w.Epoch
+	}
+	if seg.State != kms.StateOpen {
+		return nil
+	}
+	if err := s.readGrants(tx); err != nil {
+		return err
+	}
+	return s.readClaims(tx)
+}
+
+// unread leaves of a segment what can be said without its records: it waits to
+// be given up.
+func (s *liveSegment) unread(tx *bolt.Tx, why error) {
+	*s = liveSegment{Segment: kms.Segment{ID: s.ID}, key: s.key, bad: why}
+	s.BlockBytes = len(tx.Bucket(bSlots).Get(s.key))
 }
 
 // hasBytes tells whether slots and a data key stand in the store.
@@ -134,38 +176,53 @@ func (s *liveSegment) hasBytes() bool {
 	return s.State == kms.StateNew || s.State == kms.StateConfirmed || s.State == kms.StateOpen
 }
 
-func (s *liveSegment) readGrants(c *bolt.Cursor) error {
+func (s *liveSegment) readGrants(tx *bolt.Tx) error {
 	end := 0
-	for k, v := c.Seek(s.key); hasPrefix(k, s.key); k, v = c.Next() {
+	return under(tx, inGrants, s.key, func(k, v []byte) error {
 		g, err := parseGrant(v)
 		if err != nil {
-			return fmt.Errorf("segment %s: %w", s.ID, err)
+			return err
 		}
-		if len(k) != len(s.key)+4 || g.First < end || g.Slots <= 0 || g.First+g.Slots > s.Slots ||
-			binary.BigEndian.Uint32(k[len(s.key):]) != uint32(g.First+g.Slots) {
-			return fmt.Errorf("segment %s: %w: grants do not fit", s.ID, kms.ErrCorrupt)
+		if len(k) != 4 || g.First < end || g.Slots <= 0 || g.First+g.Slots > s.Slots ||
+			binary.BigEndian.Uint32(k) != uint32(g.First+g.Slots) {
+			return fmt.Errorf("grants do not fit: %w", kms.ErrCorrupt)
 		}
 		end = g.First + g.Slots
 		s.grants = append(s.grants, g)
-	}
-	return nil
+		return nil
+	})
 }
 
-func (s *liveSegment) readClaims(c *bolt.Cursor) error {
-	for k, v := c.Seek(s.key); hasPrefix(k, s.key); k, v = c.Next() {
-		if len(k) != len(s.key)+1 || len(v) != len(kms.NewBitmap(s.Slots)) {
-			return fmt.Errorf("segment %s: %w: claims do not fit", s.ID, kms.ErrCorrupt)
+func (s *liveSegment) readClaims(tx *bolt.Tx) error {
+	defer s.settle()
+	return under(tx, inClaims, s.key, func(k, v []byte) error {
+		if len(k) != 1 || len(v) != len(kms.NewBitmap(s.Slots)) {
+			return fmt.Errorf("claims do not fit: %w", kms.ErrCorrupt)
 		}
-		copy(s.bitmap(int(k[len(s.key)])-1), v)
+		copy(s.bitmap(int(k[0])-1), v)
+		return nil
+	})
+}
+
+// under calls f for the records whose keys begin so, with the rest of the key.
+func under(tx *bolt.Tx, bucket byte, prefix []byte, f func(rest, value []byte) error) error {
+	c := tx.Bucket(buckets[bucket]).Cursor()
+	for k, v := c.Seek(prefix); hasPrefix(k, prefix); k, v = c.Next() {
+		v, err := sound(bucket, k, v)
+		if err == nil {
+			err = f(k[len(prefix):], v)
+		}
+		if err != nil {
+			return err
+		}
 	}
-	s.settle()
 	return nil
 }
 
 // readNames finds the commitment of every name.
 func readNames(tx *bolt.Tx) (map[etsi014.SAEID]audit.Commitment, error) {
 	names := map[etsi014.SAEID]audit.Commitment{}
-	err := tx.Bucket(bNames).ForEach(func(k, v []byte) error {
+	err := each(tx, inNames, func(k, v []byte) error {
 		c, err := parseName(v)
 		names[etsi014.SAEID(k)] = c
 		return err
