@@ -201,4 +201,20 @@ var encCases = []Case{
 			}
 			return nil
 		}},
+	{Name: "enc-same-kme", Clause: "6.2", Title: "two SAEs of one KME share keys", soft: true,
+		run: func(s *session) error {
+			if s.cfg.Third == nil {
+				return skipped("no third SAE is given")
+			}
+			r, err := s.post(s.cfg.Slave, s.cfg.Third.SAE, "enc_keys", "{}")
+			if err != nil {
+				return err
+			}
+			list, err := r.container()
+			if err != nil || len(list) == 0 {
+				return firstOf(err, &finding{"a key", "none"})
+			}
+			r, err = s.post(*s.cfg.Third, s.cfg.Slave.SAE, "dec_keys", idList(list[0].id))
+			return firstOf(err, wantSame(r, list[:1]))
+		}},
 }

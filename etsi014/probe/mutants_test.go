@@ -114,6 +114,18 @@ func forgetfulKME() mutant {
 	})
 }
 
+// apart hands out keys between sites alone.
+type apart struct{ etsi014.KME }
+
+func (a apart) Keys(
+	ctx context.Context, who etsi014.Caller, req etsi014.KeyRequest,
+) (etsi014.Container, error) {
+	if who.SAE == "kochi" {
+		return etsi014.Container{}, etsi014.ErrRequest
+	}
+	return a.KME.Keys(ctx, who, req)
+}
+
 // clumsy takes the keys that it then refuses, one by one and as the slave.
 type clumsy struct{ etsi014.KME }
 
@@ -338,6 +350,7 @@ func encFaults() map[string]mutant {
 		}),
 		"enc-takes-stock": member("stored_key_count", 1000),
 		"enc-multicast":   body("additional_slave_SAE_IDs", "x"),
+		"enc-same-kme":    kme(func(k etsi014.KME) etsi014.KME { return apart{k} }),
 	}
 }
 
