@@ -55,12 +55,12 @@ func (l *link) drawableSlots() int {
 // away that is only what is granted.
 func (m *Machine) Stock(shape kms.Shape) (kms.Stock, error) {
 	in := Draw{Initiator: shape.Initiator, Targets: shape.Targets, SizeBits: shape.SizeBits}
-	r, err := m.route(in)
+	r, err := m.route(&in)
 	if err != nil {
 		return kms.Stock{}, err
 	}
 	var stock kms.Stock
-	if sh := r.shapes[shapeKey(in)]; sh != nil {
+	if sh := r.shapes[shapeKey(&in)]; sh != nil {
 		stock.Keys = sh.free
 		if r.up() {
 			stock.Keys += sh.coming // the shape's already, and here in a moment
