@@ -88,6 +88,10 @@ func newKeyManager(env Env) *keyManager {
 // on the stack.
 func (m *keyManager) open(stack *closers) error {
 	env := m.env
+	m.warnings = keepsCopies("/", env.Site.State)
+	for _, w := range m.warnings {
+		env.Log.Warn("the disk may keep what was erased", "reason", w)
+	}
 	err := revive(env.Site.KME, env.Log)
 	if err != nil {
 		return fmt.Errorf("renew certificates: %w", err)
