@@ -210,10 +210,12 @@ func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRe
 	etsi014.Container, error) {
 	t, err := k.terms.Load(), k.accounts.call(who.SAE)
 	if err == nil {
-		err = t.pair(who.SAE, req.Initiator)
+		err = t.served(who.SAE)
 	}
 	switch {
 	case err != nil:
+	case who.SAE == req.Initiator:
+		err = errSameSAE
 	case len(req.IDs) == 0:
 		err = badRequest("no key_ID is given")
 	case len(req.IDs) > t.limits.MaxKeys:
@@ -229,16 +231,28 @@ func (k *KME) KeysByID(ctx context.Context, who etsi014.Caller, req etsi014.IDRe
 	return etsi014.Container{Keys: keys}, nil
 }
 
-// pair checks that the caller is served here and the other SAE is known.
-func (t *terms) pair(who, other etsi014.SAEID) error {
+// served checks that the caller is. That is all a fetch checks here: whether
+// there is such an initiator the pool does not tell, but whether it drew these
+// keys for the caller.
+func (t *terms) served(who etsi014.SAEID) error {
 	if at, ok := t.saes[who]; !ok || at != t.self {
 		return &etsi014.Error{Kind: etsi014.ErrDenied, Message: "the SAE is not served by this KME"}
+	}
+	return nil
+}
+
+var errSameSAE = badRequest("initiator and target are the same SAE")
+
+// pair checks that the caller is served here and the other SAE is known.
+func (t *terms) pair(who, other etsi014.SAEID) error {
+	if err := t.served(who); err != nil {
+		return err
 	}
 	if _, ok := t.saes[other]; !ok {
 		return badRequest("the other SAE is not known here")
 	}
 	if who == other {
-		return badRequest("initiator and target are the same SAE")
+		return errSameSAE
 	}
 	return nil
 }
