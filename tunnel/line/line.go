@@ -64,7 +64,10 @@ type Config struct {
 	// NoECN hides from the network that inner packets can be marked for
 	// congestion. What it has marked all the same is heeded.
 	NoECN bool
-	Log   *slog.Logger // nil = discard
+	// NoProbing believes what the kernel hears of the path's MTU, and finds no
+	// path that swallows packets silently.
+	NoProbing bool
+	Log       *slog.Logger // nil = discard
 }
 
 const (

@@ -28,6 +28,7 @@ type owner struct {
 
 	widest int  // MTU of the device at the start
 	narrow bool // the path takes less than the device can say
+	search search
 }
 
 // prepared is an epoch that can be sent in.
@@ -88,7 +89,7 @@ func (o *owner) read(m mail) {
 		o.step(rekey.Input{Keys: a})
 	}
 	for _, body := range m.controls {
-		o.hearState(body)
+		o.hear(body)
 	}
 	for i, d := range m.datagrams {
 		o.answer = d.from

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -61,16 +62,24 @@ func (u *udpConn) AllowFragments(allow bool) error {
 		return net.ErrClosed
 	}
 	defer u.file.Leave()
-	level, option, mode, want := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
-		unix.IP_PMTUDISC_DO, unix.IP_PMTUDISC_WANT
+	level, option, mode := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
 	if u.six {
-		level, option, mode, want = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
-			unix.IPV6_PMTUDISC_DO, unix.IPV6_PMTUDISC_WANT
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER // same values
 	}
 	if allow {
-		mode = want
+		// Without DF, so that routers cut where ICMP is not heard. In IPv6 only
+		// we can: to what every path takes.
+		mode = unix.IP_PMTUDISC_DONT
 	}
-	if err := unix.SetsockoptInt(int(fd), level, option, mode); err != nil {
+	err := unix.SetsockoptInt(int(fd), level, option, mode)
+	if u.six && err == nil {
+		least := 0 // the route's
+		if allow {
+			least = leastMTU
+		}
+		err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU, least)
+	}
+	if err != nil {
 		return fmt.Errorf("set path MTU discovery: %w", err)
 	}
 	u.fragment.Store(allow)
@@ -92,10 +101,24 @@ func (o *owner) fitPath() {
 	inner, err := conn.InnerMTU(path)
 	least := min(leastMTU, o.widest)
 	narrow := err != nil || inner < least
-	if narrow {
+	over := path - inner
+	switch {
+	case narrow:
 		inner = least
+		o.search = search{}
+	case o.cfg.NoProbing:
+		inner = min(inner, o.widest)
+	default:
+		o.search.aim(min(inner, o.widest), least)
+		o.probe()
+		inner, narrow = o.search.mtu, o.search.narrow
 	}
-	inner = min(inner, o.widest)
+	o.mu.Lock()
+	o.snapshot.pathMTU, o.snapshot.proven = path, o.search.phase == resting
+	if inner < o.search.top {
+		o.snapshot.pathMTU = inner + over
+	}
+	o.mu.Unlock()
 	if narrow != o.narrow {
 		if err := conn.AllowFragments(narrow); err != nil {
 			o.log.Error("path does not fit", "mtu", path, "err", err)
@@ -111,5 +134,34 @@ func (o *owner) fitPath() {
 		o.log.Error("device keeps its mtu", "mtu", was, "err", err)
 		return
 	}
-	o.log.Info("path has another mtu", "path_mtu", path, "mtu", inner, "was", was)
+	o.log.Info("path has another mtu", "path_mtu", path, "mtu", inner, "was", was,
+		"probed", o.search.phase == resting || o.search.phase == narrowing)
+}
+
+// probe sends what the search wants to know.
+func (o *owner) probe() {
+	if o.sending.Load() == nil {
+		return // a blocked line says nothing of the path
+	}
+	if size, number, send := o.search.step(time.Now()); send {
+		// The largest packet has as much before it, see wire.PrefixLen.
+		o.seal(wire.AppendProbe(o.body[:0], number, wire.PrefixLen+size))
+	}
+}
+
+// hear takes the body of a CONTROL record that is not empty.
+func (o *owner) hear(body []byte) {
+	if body[0] != wire.ControlProbe && body[0] != wire.ControlAnswer {
+		o.hearState(body)
+		return
+	}
+	number, err := wire.ParseNumber(body)
+	switch {
+	case err != nil:
+		o.own.drop(badRecord)
+	case body[0] == wire.ControlProbe:
+		o.seal(wire.AppendAnswer(o.body[:0], number))
+	case o.search.answered(number, time.Now()):
+		o.fitPath()
+	}
 }

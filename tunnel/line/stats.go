@@ -38,6 +38,11 @@ type Stats struct {
 	// tell. Moves is how often it has changed.
 	Remote netip.AddrPort
 	Moves  uint64
+	// PathMTU is the largest outer packet that is sent, in bytes, or that the
+	// kernel would let pass; 0 if the socket does not tell. PathProven says that
+	// the peer has answered a probe of that size.
+	PathMTU    int
+	PathProven bool
 }
 
 // Traffic counts one direction.
@@ -117,6 +122,8 @@ type snapshot struct {
 	lastAlarm  string
 	peer       Peer
 	keys       KeyStats
+	pathMTU    int
+	proven     bool
 }
 
 // Stats returns what the line has done and how it is, at any time.
@@ -132,6 +139,7 @@ func (l *Line) Stats() Stats {
 		LastKey: snap.lastKey, Alarms: snap.alarms, LastAlarm: snap.lastAlarm, Keys: snap.keys, Peer: snap.peer,
 		Drops: map[string]uint64{}, Device: l.cfg.Device.Caps()}
 	s.Keys.Failures = failures
+	s.PathMTU, s.PathProven = snap.pathMTU, snap.proven
 	if c, ok := l.cfg.Conn.(interface{ Offload() (send, receive bool) }); ok {
 		s.SendOffload, s.ReceiveOffload = c.Offload()
 	}

@@ -2,10 +2,12 @@ package tunneltest
 
 import (
 	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/quietline/quietline/tunnel/lab"
 	"github.com/quietline/quietline/tunnel/line"
+	"github.com/quietline/quietline/tunnel/wire"
 )
 
 // Net is the network between the two ends.
@@ -155,3 +157,20 @@ func (c *conn) Close() error {
 	c.once.Do(func() { close(c.closed) })
 	return nil
 }
+
+// routedConn believes to know its path.
+type routedConn struct {
+	line.Conn
+	mtu int
+}
+
+// PathMTU is what a kernel would say.
+func (c *routedConn) PathMTU() (int, error) { return c.mtu, nil }
+
+// InnerMTU is that of IPv4 outside.
+func (c *routedConn) InnerMTU(path int) (int, error) {
+	return wire.InnerMTU(path, netip.IPv4Unspecified())
+}
+
+// AllowFragments has nothing to do: the network in memory cuts nothing.
+func (c *routedConn) AllowFragments(bool) error { return nil }

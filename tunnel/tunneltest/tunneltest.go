@@ -37,6 +37,9 @@ type Options struct {
 	// Coalesce makes sockets hand over several datagrams in one burst, as a
 	// kernel with receive offload does.
 	Coalesce bool
+	// PathMTU is what the sockets believe that the path takes, bytes; 0 = they
+	// know of none. What it takes is for [Net.Tap] to say.
+	PathMTU int
 	// Log receives what both lines log; nil = nothing.
 	Log io.Writer
 }
@@ -119,7 +122,11 @@ func (s *Site) Start() {
 		s.tb.Fatal(err)
 	}
 	s.Device = tun.NewMemory(s.name, s.opt.MTU, s.opt.Queues)
-	cfg := line.Config{Device: s.Device, Conn: s.net.open(s.end), Machine: m, Keys: s.keys,
+	conn := s.net.open(s.end)
+	if s.opt.PathMTU > 0 {
+		conn = &routedConn{Conn: conn, mtu: s.opt.PathMTU}
+	}
+	cfg := line.Config{Device: s.Device, Conn: conn, Machine: m, Keys: s.keys,
 		Keepalive: s.opt.Keepalive}
 	if s.opt.Log != nil {
 		cfg.Log = slog.New(slog.NewTextHandler(s.opt.Log, nil)).With("site", s.name)
