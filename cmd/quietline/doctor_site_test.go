@@ -292,7 +292,7 @@ func TestDoctorFindsSeededFaults(t *testing.T) {
 			[]string{"token has expired", "it ended", "this clock says"}, "quietline pki invite osaka"},
 		{"wrong link secret", func() error {
 			return bundle.WriteSecret(c.tokyo.Path("lines", "kochi", bundle.LinkFile), secret.Copy(make([]byte, 32)))
-		}, func() []string { return []string{"--link", "tokyo-kochi=" + c.linkCheck()} }, "link secret",
+		}, func() []string { return []string{"--link", "kochi-tokyo=" + c.linkCheck()} }, "link secret",
 			[]string{"check value is", "here and", "at the other end"}, "quietline pki invite --again"},
 		{"wrong fingerprint", func() error { return c.edit(c.kochi.Fingerprint(), c.tokyo.Fingerprint()) }, nil,
 			"bundle of the other end", []string{"is signed by " + c.kochi.Fingerprint(),

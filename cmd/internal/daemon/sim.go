@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 
 	"github.com/quietline/quietline/cmd/internal/config"
@@ -75,11 +76,15 @@ func openEnd(env Env, link *config.Link, stack *closers) (*simulator.End, error)
 	if err != nil {
 		return nil, err
 	}
-	auth, err := openAuth(filepath.Join(dir, "auth"), s.AuthSeed)
+	pool := filepath.Join(dir, poolOf(s.AuthSeed))
+	auth, err := openAuth(pool, s.AuthSeed)
 	if err != nil {
 		return nil, err
 	}
 	stack.add(func() { _ = auth.Close() })
+	if err := dropPools(dir, pool); err != nil {
+		return nil, err
+	}
 	fibre, err := openChannel(s.Fibre, stack)
 	if err != nil {
 		return nil, fmt.Errorf("open fibre: %w", err)
@@ -94,6 +99,33 @@ func openEnd(env Env, link *config.Link, stack *closers) (*simulator.End, error)
 	}
 	return simulator.New(simulator.Config{Role: role, Link: link.ID, Preset: preset, Fibre: fibre,
 		Classical: classical, Auth: auth, StateDir: dir, Eve: s.Eve, Log: env.Log})
+}
+
+// poolOf names the pool of a seed: enrolment gives each seed a name of its own,
+// auth-NUMBER.seed, so that a link that is enrolled once more has another pool.
+func poolOf(seed string) string {
+	name := strings.TrimSuffix(filepath.Base(seed), ".seed")
+	if strings.HasPrefix(name, "auth-") {
+		return name
+	}
+	return "auth"
+}
+
+// dropPools removes the pools of seeds that the link had before.
+func dropPools(dir, pool string) error {
+	old, err := filepath.Glob(filepath.Join(dir, "auth*"))
+	if err != nil {
+		return fmt.Errorf("remove old authentication key: %w", err)
+	}
+	for _, path := range old {
+		if path == pool || path == pool+".lock" {
+			continue
+		}
+		if err := os.Remove(path); err != nil {
+			return fmt.Errorf("remove old authentication key: %w", err)
+		}
+	}
+	return secret.SyncDir(dir)
 }
 
 // maxSeed bounds a seed file, bytes.

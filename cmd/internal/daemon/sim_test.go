@@ -206,3 +206,27 @@ func TestTwoEnds(t *testing.T) {
 		t.Errorf("alice tells %+v, %v", s.Sim, err)
 	}
 }
+
+// TestPools: a seed with a name of its own makes a pool of its own, and those
+// of older seeds go.
+func TestPools(t *testing.T) {
+	dir := t.TempDir()
+	for seed, want := range map[string]string{"/x/link.seed": "auth", "/x/auth-1a2b.seed": "auth-1a2b"} {
+		pool := filepath.Join(dir, poolOf(seed))
+		if filepath.Base(pool) != want {
+			t.Errorf("%s: pool %s, want %s", seed, pool, want)
+		}
+		for _, name := range []string{"auth", "auth.lock", "auth-1a2b", "auth-1a2b.lock", "auth-old", "sim.json"} {
+			if err := put(dir, name, "x"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := dropPools(dir, pool); err != nil {
+			t.Fatal(err)
+		}
+		left, err := filepath.Glob(filepath.Join(dir, "*"))
+		if err != nil || len(left) != 3 {
+			t.Errorf("%s: left %v, %v", seed, left, err)
+		}
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -113,28 +114,22 @@ func (h *Home) authSeed(b *bond) string {
 	return h.Path("lines", b.theirs.Site, "auth-"+b.mine.Invitation[:8]+".seed")
 }
 
-// authPool is the file in which the simulator of a link keeps what it made of
-// the seed. One that runs works on with it until it reads the site file.
-func (h *Home) authPool(link string) string { return h.Path("state", "sim-"+link, "auth") }
-
 // keepSeed writes the seed of a simulated link, once: after that the simulator
-// has it. What was made of an older one goes.
+// has it, and what it made of an older one goes.
 func (h *Home) keepSeed(b *bond) error {
 	mark := h.Path("lines", b.theirs.Site, "auth.invitation")
 	if done, err := os.ReadFile(mark); err == nil && string(done) == b.mine.Invitation {
 		return nil
 	}
-	first := b.mine
-	if b.mine.Role == joiner {
-		first = b.theirs
-	}
-	if err := destroy(h.authPool(first.Link)); err != nil {
-		return err
-	}
 	if err := writeFile(h.authSeed(b), b.seed.Expose()); err != nil {
 		return err
 	}
 	return writeFile(mark, []byte(b.mine.Invitation))
+}
+
+// authPools are what simulators made of the seeds of a link.
+func (h *Home) authPools(link string) ([]string, error) {
+	return filepath.Glob(h.Path("state", "sim-"+link, "auth*"))
 }
 
 // amend adds the other site to the site file.

@@ -170,8 +170,9 @@ type wanted struct {
 func (h *Home) wanted() []wanted {
 	kme, sae := kmeID(h.plan.Site), lineSAE(h.plan.Site)
 	return []wanted{
-		{doorPair, pki.SAERoot, pki.Request{CommonName: doorPair, Server: true, Life: pki.LeafLife,
-			DNS: []string{"localhost"}, IPs: []netip.Addr{loopback}}, pki.Use{Server: true}},
+		{doorPair, pki.SAERoot, pki.Request{CommonName: doorPair, KME: kme, Server: true,
+			Life: pki.LeafLife, DNS: []string{"localhost"}, IPs: []netip.Addr{loopback}},
+			pki.Use{Server: true}},
 		{peerPair, pki.PeerRoot, pki.Request{CommonName: kme, KME: kme, Server: true, Client: true,
 			Life: pki.LeafLife}, pki.Use{URI: pki.KMEURI(kme), Server: true, Client: true}},
 		{linePair, pki.SAERoot, pki.Request{CommonName: sae, SAE: sae, Client: true,

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/pki"
 	"github.com/quietline/quietline/hw/distill"
 	"github.com/quietline/quietline/secret"
@@ -140,8 +141,12 @@ func (inv *Invitation) create(terms Terms, now time.Time) error {
 	if err := inv.makeSecrets(); err != nil {
 		return err
 	}
-	inv.state = invitationState{Policy: terms.Policy, Inner: inner(), Expect: spoken(terms.Fingerprint)}
-	if inv.state.Port, err = h.freePort(linkName(h.plan.Site, terms.Site)); err != nil {
+	inv.state = invitationState{Policy: terms.Policy, Expect: spoken(terms.Fingerprint)}
+	line := linkName(h.plan.Site, terms.Site)
+	if inv.state.Port, err = h.freePort(line); err != nil {
+		return err
+	}
+	if inv.state.Inner, err = h.innerOf(line); err != nil {
 		return err
 	}
 	if err := inv.keepState(); err != nil {
@@ -196,7 +201,24 @@ func inner() netip.Prefix {
 	return netip.PrefixFrom(addr, 30)
 }
 
-func linkName(a, b string) string { return a + "-" + b }
+// linkName names link and line of two sites, whoever invited whom.
+func linkName(a, b string) string { return min(a, b) + "-" + max(a, b) }
+
+// innerOf is the prefix that the line to a site has, or a new one: what stands
+// in routes and firewalls outlives an enrolment.
+func (h *Home) innerOf(line string) (netip.Prefix, error) {
+	now, err := config.Load(h.SiteFile())
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	for _, l := range now.Lines {
+		if l.ID == line && len(l.TUN.Addresses) == 1 && l.TUN.Addresses[0].Bits() == 30 {
+			p := l.TUN.Addresses[0]
+			return netip.PrefixFrom(p.Masked().Addr().Next(), 30), nil
+		}
+	}
+	return inner(), nil
+}
 
 func (inv *Invitation) load() error {
 	state, err := os.ReadFile(filepath.Join(inv.dir, stateFile))

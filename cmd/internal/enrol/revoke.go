@@ -25,9 +25,12 @@ func (h *Home) Revoke(site string) error {
 	if err != nil {
 		return fail(err)
 	}
-	for _, path := range []string{h.Path("pki", "peers", site+".crt"), h.lineDir(site),
-		h.authPool(linkName(h.plan.Site, site)), h.authPool(linkName(site, h.plan.Site)),
-		h.Path("enrol", "invite-"+site), h.Path("enrol", "join-"+site+".json")} {
+	pools, err := h.authPools(linkName(h.plan.Site, site))
+	if err != nil {
+		return fail(err)
+	}
+	for _, path := range append(pools, h.Path("pki", "peers", site+".crt"), h.lineDir(site),
+		h.Path("enrol", "invite-"+site), h.Path("enrol", "join-"+site+".json")) {
 		if _, err := os.Lstat(path); err == nil {
 			found = true
 		} else if !errors.Is(err, fs.ErrNotExist) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/quietline/quietline/cmd/internal/config"
@@ -16,6 +17,10 @@ func TestRevokeSite(t *testing.T) {
 		if told, serve, join := enrol(t, a, other); serve != nil || join != nil {
 			t.Fatalf("%v, %v\n%s", serve, join, told)
 		}
+	}
+	pool := a.Path("state", "sim-kochi-tokyo", "auth-x") // as a simulator makes it
+	if err := errors.Join(os.MkdirAll(filepath.Dir(pool), 0o700), os.WriteFile(pool, nil, 0o600)); err != nil {
+		t.Fatal(err)
 	}
 	if err := a.Revoke("kochi"); err != nil {
 		t.Fatal(err)
@@ -36,7 +41,7 @@ func TestRevokeSite(t *testing.T) {
 			t.Error("kochi's root is trusted still")
 		}
 	}
-	for _, path := range []string{a.lineDir("kochi"), a.authPool("tokyo-kochi"), a.Path("enrol", "invite-kochi")} {
+	for _, path := range []string{a.lineDir("kochi"), a.Path("state", "sim-kochi-tokyo", "auth-x"), a.Path("enrol", "invite-kochi")} {
 		if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("%s is left: %v", path, err)
 		}

@@ -222,6 +222,13 @@ func enrol(t *testing.T, a, b *site) (atA, atB string) {
 	told := a.finish("quietline init --site tokyo --address 192.0.2.1 --device simulated", "")
 	b.finish("quietline init", "kochi\n192.0.2.2\nsimulated\n")
 	line := strings.Replace(printed(t, told, "quietline pki invite"), "OTHER-SITE", "kochi", 1)
+	return join(t, a, b, line)
+}
+
+// join lets b join a with the commands that are printed, and two people on the
+// telephone. It returns what both printed.
+func join(t *testing.T, a, b *site, line string) (atA, atB string) {
+	t.Helper()
 	inviting := a.start(line, typed)
 	heard := await(t, inviting, fingerprint) // the person at Tokyo reads it out
 	await(t, inviting, regexp.MustCompile(`(?m)^(waiting for kochi)`))
