@@ -79,15 +79,16 @@ func (c *Client) send(ctx context.Context, method, name string, in any) (*http.R
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", name, err)
 	}
-	return c.post(ctx, method, name, bytes.NewReader(body))
+	return c.post(ctx, method, name, bytes.NewReader(body), int64(len(body)))
 }
 
-func (c *Client) post(ctx context.Context, method, name string, body io.Reader,
+func (c *Client) post(ctx context.Context, method, name string, body io.Reader, size int64,
 ) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://daemon/v1/"+name, body)
 	if err != nil {
 		return nil, fmt.Errorf("ask %s: %w", name, err)
 	}
+	req.ContentLength = size
 	res, err := c.http.Do(req)
 	if err != nil {
 		var u *url.Error

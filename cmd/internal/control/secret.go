@@ -108,6 +108,11 @@ func (c *Client) Root(ctx context.Context, step RootStep, key secret.Bytes) erro
 	return c.tell(ctx, "root/"+string(step), key)
 }
 
+// sips hands out little at a time, for the buffers on our own side.
+type sips struct{ from *bytes.Reader }
+
+func (s sips) Read(b []byte) (int, error) { return s.from.Read(b[:min(len(b), sip)]) }
+
 // tell sends a secret.
 func (c *Client) tell(ctx context.Context, name string, s secret.Bytes) error {
 	if s.Len() > secretMost {
@@ -117,7 +122,7 @@ func (c *Client) tell(ctx context.Context, name string, s secret.Bytes) error {
 	defer clear(body)
 	body[0] = byte(s.Len())
 	copy(body[1:], s.Expose())
-	res, err := c.post(ctx, http.MethodPost, name, bytes.NewReader(body))
+	res, err := c.post(ctx, http.MethodPost, name, sips{bytes.NewReader(body)}, secretBody)
 	if err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("QUIETLINE_TEST_ROTATE"); path != "" {
 		os.Exit(rotateAndWait(path, os.Getenv("QUIETLINE_TEST_SOCKET")))
 	}
+	if path := os.Getenv("QUIETLINE_TEST_SEALED_ROOT"); path != "" {
+		os.Exit(makeSealedRoot(path))
+	}
 	os.Exit(lab.Main(m))
 }
 
