@@ -305,6 +305,7 @@ func (d *decoder) oneLine(s *Site, i int) {
 	if mtu := l.TUN.MTU; d.set(key+".tun.mtu") && (mtu < minMTU || mtu > maxMTU) {
 		d.fault(key+".tun.mtu", "%d is outside %d to %d bytes", l.TUN.MTU, minMTU, maxMTU)
 	}
+	d.oneOuter(key, l)
 	if l.Keys == nil {
 		if slices.Contains(policies, l.Policy) && l.Policy != "pqc-only" {
 			d.fault(key+".keys", "is missing; policy %s draws QKD keys", l.Policy)
@@ -327,14 +328,17 @@ func (d *decoder) endpoint(key string, e Endpoint) {
 }
 
 func (d *decoder) keys(s *Site, key string, k *Keys) {
-	if len(k.KMEs) > 1 {
-		d.fault(key+".kmes[1]", "more than one key manager is not built yet; keep the first")
+	if len(k.KMEs) > 2 {
+		d.fault(key+".kmes[2]", "a key manager has at most two doors here; keep two")
 	}
 	if k.SAE != "" && k.SAE == k.PeerSAE {
 		d.fault(key+".peer_sae", "%q is this end's own SAE; name the other end's", k.PeerSAE)
 	}
 	if s.KME == nil {
 		return // the SAEs stand in the file of the machine that runs the KME
+	}
+	if k.KME != "" && k.KME != s.KME.ID {
+		d.fault(key+".kme", "%q is not this site's key manager %s", k.KME, s.KME.ID)
 	}
 	find := func(id string) int {
 		return slices.IndexFunc(s.SAEs, func(a SAE) bool { return a.ID == id })

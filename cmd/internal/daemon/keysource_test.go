@@ -43,7 +43,7 @@ func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.
 			t.Fatal(err)
 		}
 	}
-	issue("door", pki.Request{IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Server: true})
+	issue("door", pki.Request{KME: "kme-test", IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Server: true})
 	issue(first, pki.Request{SAE: first, Client: true})
 	issue(second, pki.Request{SAE: second, Client: true})
 	if err := ca.SaveCertificate(file("ca.crt")); err != nil {
@@ -153,5 +153,34 @@ func TestKeySourceErrors(t *testing.T) {
 	ka.CA = ka.Key
 	if _, err := openKeySource(ka, nil); err == nil {
 		t.Error("a key passes for a root")
+	}
+}
+
+// TestKeySourceDoors: the second door is asked while the first cannot be
+// reached, and none that is not of the key manager named.
+func TestKeySourceDoors(t *testing.T) {
+	kme := &etsitest.KME{Stock: 5}
+	ka, _ := door(t, kme)
+	alive, dead := ka.KMEs[0], "https://127.0.0.1:1"
+	for _, tt := range []struct {
+		name  string
+		doors []string
+		kme   string
+		ok    bool
+	}{
+		{"first of two", []string{alive, dead}, "", true},
+		{"second of two", []string{dead, alive}, "", true},
+		{"the one named", []string{dead, alive}, "kme-test", true},
+		{"another one", []string{dead, alive}, "kme-other", false},
+	} {
+		ka.KMEs, ka.KME = tt.doors, tt.kme
+		before := kme.Left()
+		keys, err := source(t, ka).New(t.Context(), tunnel.UseEpoch, 1, 256)
+		if ok := err == nil && len(keys) == 1; ok != tt.ok {
+			t.Errorf("%s: %d keys, %v", tt.name, len(keys), err)
+		}
+		if drawn := before - kme.Left(); drawn != len(keys) {
+			t.Errorf("%s: %d keys were drawn for %d", tt.name, drawn, len(keys))
+		}
 	}
 }

@@ -251,7 +251,7 @@ func configure(s, other *site, opt Options) error {
 			TUN:       config.TUN{Name: "ql0", Addresses: []netip.Prefix{s.tunInner}},
 			EpochLife: epochLife, HoldMax: holdMax,
 			Keys: &config.Keys{
-				KMEs: []string{"https://" + s.door()}, CA: s.path("sae-ca.pem"),
+				KMEs: []string{"https://" + s.door()}, KME: s.kmeID(), CA: s.path("sae-ca.pem"),
 				Certificate: s.path(s.lineSAE() + ".pem"), Key: s.path(s.lineSAE() + ".key"),
 				SAE: s.lineSAE(), PeerSAE: other.lineSAE(),
 			},
