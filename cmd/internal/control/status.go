@@ -176,6 +176,8 @@ type Line struct {
 	Drops map[string]uint64 `json:"drops"`
 	// Device is the TUN device in use.
 	Device Device `json:"device"`
+	// Socket is the line's UDP socket.
+	Socket Socket `json:"socket"`
 }
 
 // Traffic counts one direction since the start. Bytes are those of the inner
@@ -185,6 +187,23 @@ type Traffic struct {
 	Bytes      uint64 `json:"bytes"`
 	Datagrams  uint64 `json:"datagrams"`
 	OuterBytes uint64 `json:"outer_bytes"`
+}
+
+// Socket is a line's UDP socket and the path outside.
+type Socket struct {
+	// Remote is where the other end is, Moves how often it has changed.
+	Remote string `json:"remote"`
+	Moves  uint64 `json:"moves"`
+	// SendOffload and ReceiveOffload: bursts cross the kernel in one call now.
+	SendOffload    bool `json:"send_offload"`
+	ReceiveOffload bool `json:"receive_offload"`
+	// SendBuffer and ReceiveBuffer are what the kernel has granted, bytes.
+	SendBuffer    int `json:"send_buffer"`
+	ReceiveBuffer int `json:"receive_buffer"`
+	// PathMTU is the largest outer packet, bytes; PathProven: the other end has
+	// answered a probe of that size.
+	PathMTU    int  `json:"path_mtu"`
+	PathProven bool `json:"path_proven"`
 }
 
 // Device is a line's TUN device.

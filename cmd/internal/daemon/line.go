@@ -293,10 +293,7 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		Fresh: age(st.Fresh), Chained: st.Chained, BlockAt: moment(st.BlockAt),
 		Device: control.Device{Name: st.Device.Name, Backend: st.Device.Backend,
 			Offload: st.Device.Offload, MTU: st.Device.MTU, Reason: st.Device.Reason},
-		Socket: control.Socket{Remote: st.Remote.String(), Moves: st.Moves,
-			SendOffload: st.SendOffload, ReceiveOffload: st.ReceiveOffload,
-			SendBuffer: st.Buffers.Send, ReceiveBuffer: st.Buffers.Receive,
-			PathMTU: st.PathMTU, PathProven: st.PathProven},
+		Socket: socket(st),
 	}
 	if stock := e.stock.Load(); stock != nil {
 		l.Stock = &stock.Keys
@@ -305,6 +302,13 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		l.PeerLevel, l.PeerReason, l.PeerSince = p.Level.String(), p.Reason, moment(p.Since)
 	}
 	return control.Status{Daemon: "line", Simulated: e.simulated.Load(), Line: l}
+}
+
+func socket(st line.Stats) control.Socket {
+	return control.Socket{Remote: st.Remote.String(), Moves: st.Moves,
+		SendOffload: st.SendOffload, ReceiveOffload: st.ReceiveOffload,
+		SendBuffer: st.Buffers.Send, ReceiveBuffer: st.Buffers.Receive,
+		PathMTU: st.PathMTU, PathProven: st.PathProven}
 }
 
 func traffic(t line.Traffic) control.Traffic { return control.Traffic(t) }

@@ -80,6 +80,9 @@ var (
 	tunnelPackets = counter("tunnel_packets_total", "Inner packets.", "line", "dir")
 	tunnelBytes   = counter("tunnel_bytes_total", "Bytes of inner packets.", "line", "dir")
 	tunnelOuter   = counter("tunnel_outer_bytes_total", "Bytes of UDP payloads.", "line", "dir")
+	tunnelPath    = gauge("tunnel_path_mtu_bytes", "Largest outer packet.", "line")
+	tunnelProven  = gauge("tunnel_path_proven", "1 if the other end answered a probe of it.", "line")
+	tunnelMoves   = counter("tunnel_peer_moves_total", "Changes of the other end's address.", "line")
 	tunnelDrops   = counter("tunnel_drops_total", "Packets and datagrams dropped.", "line", "reason")
 )
 
@@ -194,6 +197,11 @@ func (e emitter) line(id string, l *control.Line) {
 		e.put(tunnelBytes, float64(t.Bytes), id, dir)
 		e.put(tunnelOuter, float64(t.OuterBytes), id, dir)
 	}
+	if l.Socket.PathMTU > 0 {
+		e.put(tunnelPath, float64(l.Socket.PathMTU), id)
+		e.put(tunnelProven, truth(l.Socket.PathProven), id)
+	}
+	e.put(tunnelMoves, float64(l.Socket.Moves), id)
 	for reason, n := range l.Drops {
 		e.put(tunnelDrops, float64(n), id, reason)
 	}
