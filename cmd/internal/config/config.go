@@ -265,6 +265,8 @@ type Line struct {
 	Endpoints []Endpoint `yaml:"endpoints" check:"required"`
 	// tun is the network device that plain packets enter and leave. Required.
 	TUN TUN `yaml:"tun" check:"required"`
+	// outer is how the line's own packets look and behave between the sites.
+	Outer Outer `yaml:"outer,omitempty"`
 	// epoch_life is the time between two rekeyings, 1s to 1h. Default 120s.
 	EpochLife time.Duration `yaml:"epoch_life,omitempty"`
 	// hold_max is how long an epoch may carry traffic when no newer one comes,
@@ -288,6 +290,10 @@ type Endpoint struct {
 	Local netip.AddrPort `yaml:"local" check:"required"`
 	// remote is the address and port of the other end. Required.
 	Remote netip.AddrPort `yaml:"remote" check:"required"`
+	// roaming lets the other end come from another address: it is where its
+	// newest authentic record came from. Default false: the address is fixed,
+	// and what comes from others is dropped by the kernel.
+	Roaming bool `yaml:"roaming,omitempty"`
 }
 
 // TUN is the network device of a line.
@@ -301,6 +307,13 @@ type TUN struct {
 	// mtu is the largest packet taken in, bytes, 1280 to 9000. Default: what
 	// a path of 1500 bytes outside leaves room for.
 	MTU int `yaml:"mtu,omitempty"`
+	// queues are what the device has, each read by a thread of its own, 1 to 16.
+	// Default: one for each four processors, four at most.
+	Queues int `yaml:"queues,omitempty"`
+	// without are offloads of the device not to use: tso (super-frames of TCP,
+	// and UDP's with them), uso (of UDP) and checksum (all). Default none; what
+	// a kernel refuses is left out anyway.
+	Without []string `yaml:"without,omitempty"`
 }
 
 // Keys is a line's access to the key manager.

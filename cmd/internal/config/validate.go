@@ -305,6 +305,7 @@ func (d *decoder) oneLine(s *Site, i int) {
 	if mtu := l.TUN.MTU; d.set(key+".tun.mtu") && (mtu < minMTU || mtu > maxMTU) {
 		d.fault(key+".tun.mtu", "%d is outside %d to %d bytes", l.TUN.MTU, minMTU, maxMTU)
 	}
+	d.oneOuter(key, l)
 	if l.Keys == nil {
 		if slices.Contains(policies, l.Policy) && l.Policy != "pqc-only" {
 			d.fault(key+".keys", "is missing; policy %s draws QKD keys", l.Policy)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -89,17 +90,9 @@ func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error
 			return err
 		}
 	}
-	lc.Device, err = tun.Open(tun.Config{Name: cfg.TUN.Name, Addresses: cfg.TUN.Addresses,
-		Routes: cfg.TUN.Routes, MTU: mtu})
-	if err != nil {
+	if err := openEnds(&lc, cfg, mtu, stack); err != nil {
 		return err
 	}
-	stack.add(func() { _ = lc.Device.Close() })
-	lc.Conn, err = line.DialUDP(cfg.Endpoints[0].Local, cfg.Endpoints[0].Remote)
-	if err != nil {
-		return err
-	}
-	stack.add(func() { _ = lc.Conn.Close() })
 	e.line, err = line.New(lc)
 	return err
 }
@@ -260,6 +253,30 @@ func openKeySource(k *config.Keys, log *slog.Logger) (keySource, error) {
 	return keySource{client: client, peer: etsi014.SAEID(k.PeerSAE), live: live}, nil
 }
 
+// openEnds opens device and socket as the site file says.
+func openEnds(lc *line.Config, cfg *config.Line, mtu int, stack *closers) (err error) {
+	has := func(list []string, word string) bool { return slices.Contains(list, word) }
+	off := cfg.TUN.Without
+	lc.Device, err = tun.Open(tun.Config{Name: cfg.TUN.Name, Addresses: cfg.TUN.Addresses,
+		Routes: cfg.TUN.Routes, MTU: mtu, Queues: cfg.TUN.Queues,
+		Offload: tun.Offload{NoTSO: has(off, "tso"), NoUSO: has(off, "uso"),
+			NoChecksum: has(off, "checksum")}})
+	if err != nil {
+		return err
+	}
+	stack.add(func() { _ = lc.Device.Close() })
+	path, outer := cfg.Endpoints[0], cfg.Outer
+	lc.Conn, err = line.OpenUDP(line.UDP{Local: path.Local, Remote: path.Remote, Roam: path.Roaming,
+		NoGSO: has(outer.Without, "gso"), NoGRO: has(outer.Without, "gro")})
+	if err != nil {
+		return err
+	}
+	stack.add(func() { _ = lc.Conn.Close() })
+	lc.DSCP.Copy, lc.DSCP.Value = outer.Class()
+	lc.NoECN, lc.NoProbing = outer.ECN == "hide", outer.PathMTU == "kernel"
+	return nil
+}
+
 // status puts the line's numbers into the words of status.
 func (e *lineEnd) status(cfg *config.Line) control.Status {
 	st := e.line.Stats()
@@ -276,6 +293,7 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		Fresh: age(st.Fresh), Chained: st.Chained, BlockAt: moment(st.BlockAt),
 		Device: control.Device{Name: st.Device.Name, Backend: st.Device.Backend,
 			Offload: st.Device.Offload, MTU: st.Device.MTU, Reason: st.Device.Reason},
+		Socket: socket(st),
 	}
 	if stock := e.stock.Load(); stock != nil {
 		l.Stock = &stock.Keys
@@ -284,6 +302,13 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		l.PeerLevel, l.PeerReason, l.PeerSince = p.Level.String(), p.Reason, moment(p.Since)
 	}
 	return control.Status{Daemon: "line", Simulated: e.simulated.Load(), Line: l}
+}
+
+func socket(st line.Stats) control.Socket {
+	return control.Socket{Remote: st.Remote.String(), Moves: st.Moves,
+		SendOffload: st.SendOffload, ReceiveOffload: st.ReceiveOffload,
+		SendBuffer: st.Buffers.Send, ReceiveBuffer: st.Buffers.Receive,
+		PathMTU: st.PathMTU, PathProven: st.PathProven}
 }
 
 func traffic(t line.Traffic) control.Traffic { return control.Traffic(t) }
