@@ -332,7 +332,7 @@ func (j *journal) reach(limit time.Duration, drawn, fetched int) bool {
 // work draws at one site and fetches at the other until stop; every third
 // fetch is tried again, as a caller does that lost the answer.
 func (j *journal) work(stop <-chan struct{}, at etsi014.KMEID, from, to *etsi014.Client,
-	initiator, target etsi014.SAEID, seed uint64) {
+	initiator, target etsi014.SAEID, most int, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	for {
 		select {
@@ -342,7 +342,7 @@ func (j *journal) work(stop <-chan struct{}, at etsi014.KMEID, from, to *etsi014
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		got, err := from.Keys(ctx, etsi014.KeyRequest{Targets: []etsi014.SAEID{target},
-			Number: 1 + rng.IntN(3), SizeBits: 256})
+			Number: 1 + rng.IntN(most), SizeBits: 256})
 		if err != nil {
 			cancel()
 			time.Sleep(time.Duration(1+rng.IntN(10)) * time.Millisecond) // as a caller would
@@ -372,8 +372,9 @@ type crew struct {
 	wg   sync.WaitGroup
 }
 
-// newCrew starts both, as prepared, with load at both.
-func newCrew(t *testing.T, prepare func(a, b *process)) *crew {
+// newCrew starts both, as prepared, with load at both: requests of up to most
+// keys.
+func newCrew(t *testing.T, most int, prepare func(a, b *process)) *crew {
 	t.Helper()
 	c := &crew{seed: uint64(time.Now().UnixNano()), journal: newJournal(), stop: make(chan struct{})}
 	c.rng = rand.New(rand.NewPCG(c.seed, 2))
@@ -395,8 +396,8 @@ func newCrew(t *testing.T, prepare func(a, b *process)) *crew {
 	c.a.start(t)
 	for i := range uint64(4) {
 		atA, atB := client("sae-a", c.a), client("sae-b", c.b)
-		c.wg.Go(func() { c.work(c.stop, "kme-a", atA, atB, "sae-a", "sae-b", c.seed+i) })
-		c.wg.Go(func() { c.work(c.stop, "kme-b", atB, atA, "sae-b", "sae-a", c.seed+100+i) })
+		c.wg.Go(func() { c.work(c.stop, "kme-a", atA, atB, "sae-a", "sae-b", most, c.seed+i) })
+		c.wg.Go(func() { c.work(c.stop, "kme-b", atB, atA, "sae-b", "sae-a", most, c.seed+100+i) })
 	}
 	return c
 }
@@ -442,7 +443,7 @@ func long(usual, long int) int {
 // 2,000 times.
 func TestKilledUnderLoad(t *testing.T) {
 	kills := long(50, 2000)
-	c := newCrew(t, nil)
+	c := newCrew(t, 3, nil)
 	for i := range kills {
 		// Enough answers before each kill, however busy the machine is, and
 		// then a random moment.

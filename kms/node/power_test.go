@@ -19,7 +19,7 @@ import (
 func TestPowerCuts(t *testing.T) {
 	cuts := long(10, 500)
 	disks := map[*process]*powercut.Disk{}
-	c := newCrew(t, func(a, b *process) {
+	c := newCrew(t, 3, func(a, b *process) {
 		for _, p := range []*process{a, b} {
 			disks[p] = powercut.New(t, 256<<20, time.Millisecond)
 			p.cfg.Dir = filepath.Join(disks[p].Dir(), "state")

@@ -63,11 +63,11 @@ func putBack(t *testing.T, p *process, old string) {
 // time, and keys flow again. QUIETLINE_LONG=1 restores 200 times.
 func TestRestoredUnderLoad(t *testing.T) {
 	restores := long(6, 200)
-	c := newCrew(t, nil)
+	c := newCrew(t, 40, nil)
 	var copies map[*process]string
 	noticed := 0
 	for i := range restores {
-		c.flow(t, 20, fmt.Sprintf("after %d restores", i))
+		c.flow(t, 300, fmt.Sprintf("after %d restores", i))
 		p, other := c.a, c.b
 		if i%2 == 1 {
 			p, other = other, p
@@ -76,7 +76,7 @@ func TestRestoredUnderLoad(t *testing.T) {
 		if i < 2 || c.rng.IntN(3) > 0 { // else the copy of two restores ago once more
 			copies = merge(copies, freeze(t, p))
 		}
-		c.flow(t, 40, "after the snapshot")
+		c.flow(t, 600, "after the snapshot") // segments are opened that the copy has too
 		// Both tell each other every 100 ms how long their logs are. A copy that
 		// is younger looks like a crash, and is as harmless.
 		told := c.rng.IntN(4) > 0
@@ -88,7 +88,7 @@ func TestRestoredUnderLoad(t *testing.T) {
 		putBack(t, p, copies[p])
 		said := len(other.errs.String())
 		p.start(t)
-		c.flow(t, 20, fmt.Sprintf("after restore %d", i+1))
+		c.flow(t, 300, fmt.Sprintf("after restore %d", i+1))
 		if !told {
 			continue
 		}
@@ -110,12 +110,12 @@ func TestRestoredUnderLoad(t *testing.T) {
 // QUIETLINE_LONG=1 restores 100 times.
 func TestBothRestoredUnderLoad(t *testing.T) {
 	restores := long(3, 100)
-	c := newCrew(t, nil)
+	c := newCrew(t, 40, nil)
 	for i := range restores {
-		c.flow(t, 20, fmt.Sprintf("after %d restores", i))
+		c.flow(t, 300, fmt.Sprintf("after %d restores", i))
 		time.Sleep(time.Duration(c.rng.IntN(50)) * time.Millisecond)
 		copies := freeze(t, c.a, c.b)
-		c.flow(t, 40, "after the snapshots")
+		c.flow(t, 600, "after the snapshots")
 		c.a.kill(t)
 		c.b.kill(t)
 		putBack(t, c.a, copies[c.a])
@@ -123,7 +123,7 @@ func TestBothRestoredUnderLoad(t *testing.T) {
 		c.b.start(t)
 		c.a.start(t)
 	}
-	c.flow(t, 20, "after the last restore")
+	c.flow(t, 600, "after the last restore")
 	c.end(t)
 	t.Logf("%d restores", restores)
 }
