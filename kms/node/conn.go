@@ -20,9 +20,10 @@ import (
 )
 
 const (
-	// queueMost messages may wait for a slow peer; then the connection ends and
-	// the protocol repeats what is needed.
-	queueMost = 8192
+	// queueMost bytes may wait for a slow peer; then the connection ends and the
+	// protocol repeats what is needed. After a long absence the peer is offered
+	// the whole stock at once: 65,536 segments of a link, 12 MB.
+	queueMost = 64 << 20
 	// retireMost is how long a connection that another has replaced may take to
 	// hand over what is under way; half of what the protocol waits for a BEAT.
 	retireMost = 2500 * time.Millisecond
@@ -34,7 +35,7 @@ const (
 type conn struct {
 	net.Conn               // TLS
 	raw      net.Conn      // below it: closing it waits for nobody
-	out      chan []byte   // frames, without their length
+	more     chan struct{} // has room for one: out is no longer empty
 	retired  chan struct{} // closed when another connection has taken its place
 	done     chan struct{} // closed when serve has ended
 	peer     etsi014.KMEID
@@ -45,11 +46,13 @@ type conn struct {
 
 	mu    sync.Mutex // guards the rest
 	heard time.Time
-	why   error // we ended it; nil = we did not
+	why   error    // we ended it; nil = we did not
+	out   [][]byte // frames that wait, without their length
+	bytes int      // of them
 }
 
 func newConn(c *tls.Conn, usage x509.ExtKeyUsage, own *trust) *conn {
-	return &conn{Conn: c, raw: c.NetConn(), out: make(chan []byte, queueMost), own: own,
+	return &conn{Conn: c, raw: c.NetConn(), more: make(chan struct{}, 1), own: own,
 		retired: make(chan struct{}), done: make(chan struct{}), usage: usage, heard: time.Now(),
 		chain: c.ConnectionState().PeerCertificates}
 }
@@ -189,11 +192,38 @@ func blame(err error, own *trust) error {
 		return err
 	}
 	if op.Op != "remote error" { // what crypto/tls calls an alert
-		return fmt.Errorf("%s: %w", op.Op, op.Err)
+		return op.Err
 	}
 	return fmt.Errorf("the other end refuses our certificate: %w; ours, %s; its log says what it "+
 		"was held against: it needs our root in its peer_ca, or ours is not for this KME ID", err,
 		describe(own.cert.Leaf))
+}
+
+// push queues a frame; the holder of the channel's lock calls it, so that none
+// comes after retire.
+func (c *conn) push(data []byte) {
+	c.mu.Lock()
+	c.out = append(c.out, data)
+	c.bytes += len(data)
+	full := c.bytes > queueMost
+	c.mu.Unlock()
+	if full {
+		c.cut(fmt.Errorf("more than %d bytes wait for a slow peer", queueMost))
+		return
+	}
+	select {
+	case c.more <- struct{}{}:
+	default: // it is said already
+	}
+}
+
+// take exchanges the queue for an empty one.
+func (c *conn) take(empty [][]byte) [][]byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := c.out
+	c.out, c.bytes = empty[:0], 0
+	return out
 }
 
 // write sends what is queued, together where more than one waits, until ctx
@@ -201,33 +231,34 @@ func blame(err error, own *trust) error {
 func (c *conn) write(ctx context.Context) error {
 	w := bufio.NewWriterSize(c.Conn, 1<<16)
 	var length [4]byte
-	send := func(data []byte) error {
-		binary.BigEndian.PutUint32(length[:], uint32(len(data)))
-		if _, err := w.Write(length[:]); err != nil {
-			return err
-		}
-		if _, err := w.Write(data); err != nil || len(c.out) > 0 {
-			return err
-		}
-		return w.Flush()
-	}
-	for {
+	var frames [][]byte
+	for last := false; !last; {
 		select {
-		case data := <-c.out:
-			if err := send(data); err != nil {
-				return err
-			}
+		case <-c.more:
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-c.retired:
-			for len(c.out) > 0 { // nobody adds to it now
-				if err := send(<-c.out); err != nil {
-					return err
-				}
+			last = true // nobody adds to the queue now
+		}
+		frames = c.take(frames)
+		if last {
+			frames = append(frames, frameLast)
+		}
+		for i, data := range frames {
+			frames[i] = nil
+			binary.BigEndian.PutUint32(length[:], uint32(len(data)))
+			if _, err := w.Write(length[:]); err != nil {
+				return err
 			}
-			return send(frameLast)
+			if _, err := w.Write(data); err != nil {
+				return err
+			}
+		}
+		if err := w.Flush(); err != nil {
+			return err
 		}
 	}
+	return nil
 }
 
 // errReplaced ends a connection whose other end has said all on it.

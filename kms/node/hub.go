@@ -403,13 +403,3 @@ func (h *hub) send(m peer.Message) {
 		ch.conn.push(m.Data)
 	}
 }
-
-// push queues a frame; the holder of the channel's lock calls it, so that none
-// comes after retire.
-func (c *conn) push(data []byte) {
-	select {
-	case c.out <- data:
-	default:
-		c.cut(fmt.Errorf("%d messages wait for a slow peer", queueMost))
-	}
-}

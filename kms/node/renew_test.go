@@ -15,6 +15,7 @@ import (
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/etsi014/etsitest"
 	"github.com/quietline/quietline/etsi014/identity"
+	"github.com/quietline/quietline/kms"
 )
 
 // restDoor serves a site's KME over HTTPS and returns a client of one SAE.
@@ -296,5 +297,22 @@ func TestBadFilesKeepTheOldOnes(t *testing.T) {
 	}
 	if a.shown() != before || !a.Stats().Peers[0].Up {
 		t.Error("the connection changed")
+	}
+}
+
+// TestPeerComesBackToALargeStock: while a peer was away, more blocks came than
+// a queue of messages would hold. They are offered, and keys flow.
+func TestPeerComesBackToALargeStock(t *testing.T) {
+	a, b := newPair(t, 256)
+	b.start(t)
+	const blocks = 9000
+	b.driver.allow(blocks + 1)
+	eventually(t, "stock", func() bool { return segments(b.Stats(), kms.StateNew) == blocks })
+	a.driver.allow(21)
+	a.cfg.Peers[0].Addr = b.ListenAddr().String()
+	a.start(t)
+	a.stored(t, "sae-a", "sae-b", 10)
+	if _, err := a.drawOne(t); err != nil {
+		t.Error(err)
 	}
 }
