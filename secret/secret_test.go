@@ -165,3 +165,20 @@ func TestWriteFileKeepsTheOldBytesWhenItCannotWrite(t *testing.T) {
 		t.Errorf("folder holds %v: a temporary file was left behind", names)
 	}
 }
+
+// TestNewIsNeverOnTheStack: a goroutine's stack is copied when it grows.
+func TestNewIsNeverOnTheStack(t *testing.T) {
+	if n := testing.AllocsPerRun(100, func() {
+		s := secret.New(32)
+		s.Expose()[0] = 1
+		s.Clear()
+	}); n < 3 { // bytes, buffer, pointer to it
+		t.Errorf("%v allocations for a secret that does not escape: it is on the stack", n)
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		s := secret.Copy(known[:16])
+		s.Clear()
+	}); n < 3 {
+		t.Errorf("%v allocations for a copy: it is on the stack", n)
+	}
+}
