@@ -293,7 +293,7 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 		Fresh: age(st.Fresh), Chained: st.Chained, BlockAt: moment(st.BlockAt),
 		Device: control.Device{Name: st.Device.Name, Backend: st.Device.Backend,
 			Offload: st.Device.Offload, MTU: st.Device.MTU, Reason: st.Device.Reason},
-		Socket: socket(st),
+		Socket: outerSocket(st),
 	}
 	if stock := e.stock.Load(); stock != nil {
 		l.Stock = &stock.Keys
@@ -304,7 +304,7 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 	return control.Status{Daemon: "line", Simulated: e.simulated.Load(), Line: l}
 }
 
-func socket(st line.Stats) control.Socket {
+func outerSocket(st line.Stats) control.Socket {
 	return control.Socket{Remote: st.Remote.String(), Moves: st.Moves,
 		SendOffload: st.SendOffload, ReceiveOffload: st.ReceiveOffload,
 		SendBuffer: st.Buffers.Send, ReceiveBuffer: st.Buffers.Receive,
