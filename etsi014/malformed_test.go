@@ -272,41 +272,41 @@ func TestMalformedRequests(t *testing.T) {
 	}
 }
 
-// What is no HTTP never reaches the door: net/http answers it, and no key
-// leaves. Bodies that break off are the door's again.
+// What is no HTTP never reaches the door and is answered with an Error
+// nevertheless; no key leaves. Bodies that break off are the door's again.
 func TestMalformedHTTP(t *testing.T) {
 	w := newWorld(t, nil)
 	post := "POST " + enc + " HTTP/1.1\r\nHost: kme\r\nConnection: close\r\n"
 	for _, tc := range []struct{ name, text, status, body string }{
-		{"no HTTP", "hello\r\n\r\n", "400 Bad Request", "400 Bad Request"},
+		{"no HTTP", "hello\r\n\r\n", "400 Bad Request", errorBody("Bad Request")},
 		{"no Host", "GET " + enc + " HTTP/1.1\r\n\r\n",
 			"400 Bad Request: missing required Host header",
-			"400 Bad Request: missing required Host header"},
+			errorBody("Bad Request: missing required Host header")},
 		{"two Hosts", "GET " + enc + " HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"bad escape", "GET /api/v1/keys/%zz/enc_keys HTTP/1.1\r\nHost: kme\r\n\r\n",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"space in the path", "GET /api/v1/keys/a b/enc_keys HTTP/1.1\r\nHost: kme\r\n\r\n",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"method with a bracket", "G(T " + enc + " HTTP/1.1\r\nHost: kme\r\n\r\n",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"header without a colon", "GET " + enc + " HTTP/1.1\r\nHost: kme\r\nx\r\n\r\n",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"header name with a space", "GET " + enc + " HTTP/1.1\r\nHost: kme\r\nx y: z\r\n\r\n",
-			"400 Bad Request: invalid header name", "400 Bad Request: invalid header name"},
+			"400 Bad Request: invalid header name", errorBody("Bad Request: invalid header name")},
 		{"header too large", "GET " + enc + " HTTP/1.1\r\nHost: kme\r\nx: " +
 			strings.Repeat("x", 24<<10) + "\r\n\r\n", "431 Request Header Fields Too Large",
-			"431 Request Header Fields Too Large"},
+			errorBody("Request Header Fields Too Large")},
 		{"HTTP/2", "PRI * HTTP/2.0\r\n\r\n", "404 Not Found", errorBody("no such path")},
 		{"HTTP/3", "GET / HTTP/3.0\r\nHost: kme\r\n\r\n",
 			"505 HTTP Version Not Supported: unsupported protocol version",
-			"505 HTTP Version Not Supported: unsupported protocol version"},
+			errorBody("HTTP Version Not Supported: unsupported protocol version")},
 		{"negative length", post + "Content-Length: -1\r\n\r\n", "400 Bad Request",
-			"400 Bad Request"},
+			errorBody("Bad Request")},
 		{"two lengths", post + "Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
-			"400 Bad Request", "400 Bad Request"},
+			"400 Bad Request", errorBody("Bad Request")},
 		{"unknown transfer coding", post + "Transfer-Encoding: zip\r\n\r\n",
-			"501 Not Implemented", "Unsupported transfer encoding"},
+			"501 Not Implemented", errorBody("Unsupported transfer encoding")},
 		{"bad chunk", post + "Transfer-Encoding: chunked\r\n\r\nzz\r\n", "400 Bad Request",
 			errorBody("body ended early")},
 		{"body breaks off", post + "Content-Length: 9\r\n\r\n{}", "400 Bad Request",
@@ -331,7 +331,8 @@ func TestMalformedHTTP(t *testing.T) {
 			continue
 		}
 		body, err := io.ReadAll(resp.Body)
-		if err != nil || resp.Status != tc.status || string(body) != tc.body {
+		if err != nil || resp.Status != tc.status || string(body) != tc.body ||
+			resp.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("%s: got %q %q, %v", tc.name, resp.Status, body, err)
 		}
 		_ = conn.Close()

@@ -1,12 +1,15 @@
 package etsi014
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 )
@@ -128,13 +131,35 @@ func (c *conn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Write sends, or holds an answer's head back for ReadFrom.
+// Write sends, or holds an answer's head back for ReadFrom. What net/http says
+// to a request that is no HTTP goes out as an Error.
 func (c *conn) Write(p []byte) (int, error) {
 	if c.holds {
 		c.held = append(c.held, p...)
 		return len(p), nil
 	}
+	if b := faultAnswer(p); b != nil {
+		_, err := c.Conn.Write(b)
+		return len(p), err
+	}
 	return c.Conn.Write(p)
+}
+
+// faultHead stands in what net/http itself answers, which it writes at once,
+// between status line and text (Go 1.26, net/http.(*conn).serve). The door
+// writes no such head.
+const faultHead = "\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+
+// faultAnswer makes an Error of net/http's answer; nil if p is something else.
+func faultAnswer(p []byte) []byte {
+	line, text, ok := bytes.Cut(p, []byte(faultHead))
+	if !ok || !bytes.HasPrefix(line, []byte("HTTP/1.1 ")) {
+		return nil
+	}
+	a := errorAnswer(0, strings.TrimLeft(string(text), "0123456789 "), nil)
+	return fmt.Appendf(nil, "%s\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n"+
+		"X-Content-Type-Options: nosniff\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		line, len(a.body), a.body)
 }
 
 // ReadFrom sends what r has. Keys go in one piece with the head that was held.

@@ -24,8 +24,8 @@ type begun struct {
 // Shutdown, which lets running requests finish. Handshake faults and
 // broken connections go to log; nil discards.
 //
-// Requests that are no HTTP never reach the door: net/http answers them 400 or
-// 431 in plain text.
+// Requests that are no HTTP never reach the door: net/http answers them, and
+// [Serve] makes an Error of that.
 func NewServer(h http.Handler, cfg *tls.Config, log *slog.Logger) *http.Server {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
