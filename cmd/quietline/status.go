@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -215,6 +216,9 @@ func (p *printer) lineDetail(l *control.Line) {
 	if l.Handshake != "" || l.Failure != "" {
 		p.line("     handshake: %s%s", cmp.Or(l.Handshake, "none"), because(l.Failure))
 	}
+	if l.Pad != nil {
+		p.pad(l.Pad)
+	}
 	if l.PeerLevel != "" {
 		p.line("     the other end: %s%s", l.PeerLevel, because(l.PeerReason))
 	}
@@ -226,6 +230,23 @@ func (p *printer) lineDetail(l *control.Line) {
 	}
 	p.line("     sent %d packets, %d bytes; received %d packets, %d bytes", l.Sent.Packets,
 		l.Sent.Bytes, l.Received.Packets, l.Received.Bytes)
+}
+
+func (p *printer) pad(d *control.Pad) {
+	lasts := "does not run out at the present rates"
+	if d.LeftFor != nil {
+		lasts = "lasts " + (time.Duration(*d.LeftFor) * time.Second).String()
+	}
+	out, in := d.Out, d.In
+	p.line("     one-time pad %s: %d of %d bytes, %s; %s out, %s in", d.Mark, d.Left, d.Hold, lasts,
+		rate(&out), rate(&in))
+	for _, c := range d.Classes {
+		p.line("     class %s: %d packets under pad, %d without, %d without for want of pad, %d refused",
+			c.Name, c.Padded, c.Plain, c.Demoted, c.Refused)
+	}
+	if !d.InformationTheoretic {
+		p.line("     not information-theoretic: %s", strings.Join(d.NotBecause, "; "))
+	}
 }
 
 func (p *printer) sim(s *control.Sim) {

@@ -34,6 +34,8 @@ type inbound struct {
 
 	grew  bool  // the burst in hand has added to the run or the row
 	outer uint8 // TOS of the burst in hand
+
+	padded []byte // scratch: what a PAD record hides
 }
 
 func newInbound(l *Line, queue tunnel.Queue) *inbound {
@@ -121,10 +123,24 @@ func openReason(err error) reason {
 // record takes what an authentic record holds.
 func (in *inbound) record(h wire.Header, record []byte) {
 	kind, body, err := wire.Parse(record)
-	if err != nil {
+	switch p := in.line.cfg.Pad; {
+	case err != nil:
 		in.worker.drop(badRecord)
-		return
+	case kind == wire.Pad:
+		in.unhide(h, record)
+	case kind == wire.Control:
+		if len(body) > 0 && !in.line.inbox.control(body) {
+			in.worker.drop(crowded)
+		}
+	case p != nil && p.Strict:
+		in.worker.drop(unpadded)
+	default:
+		in.payload(h, kind, body)
 	}
+}
+
+// payload takes what a record holds for the host.
+func (in *inbound) payload(h wire.Header, kind wire.Kind, body []byte) {
 	switch kind {
 	case wire.Slice:
 		piece, packet, err := wire.ParsePiece(body)
@@ -147,10 +163,6 @@ func (in *inbound) record(h wire.Header, record []byte) {
 	case wire.Pack:
 		in.endRun()
 		in.unpack(body)
-	case wire.Control:
-		if len(body) > 0 && !in.line.inbox.control(body) {
-			in.worker.drop(crowded)
-		}
 	}
 }
 
@@ -239,6 +251,10 @@ func (in *inbound) endRun() {
 func (in *inbound) write(f tunnel.Frame, packets int) {
 	bytes := len(f.Data) + (packets-1)*int(f.GSO.HeaderLen)
 	in.frames[0] = f
+	if in.line.cfg.Pad != nil { // ICMP of those who seal goes the same way
+		in.line.writes.Lock()
+		defer in.line.writes.Unlock()
+	}
 	_, err := in.queue.WriteBatch(in.frames[:])
 	switch {
 	case err == nil:

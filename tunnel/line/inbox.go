@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"sync"
 
+	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/rekey"
 )
 
@@ -25,6 +27,8 @@ type mail struct {
 	answers   []*rekey.KeyAnswer
 	datagrams []datagram
 	controls  [][]byte // bodies of CONTROL records, authentic
+	pads      []*pad.Answer
+	stray     bool // a record named pad that is not held
 	rekey     bool
 	restored  bool
 }
@@ -86,9 +90,15 @@ func (b *inbox) take() mail {
 
 // clear wipes keys that nobody will use.
 func (b *inbox) clear() {
-	for _, a := range b.take().answers {
-		for _, k := range a.Keys {
-			k.Bits.Clear()
-		}
+	m := b.take()
+	var keys []tunnel.Key
+	for _, a := range m.answers {
+		keys = append(keys, a.Keys...)
+	}
+	for _, a := range m.pads {
+		keys = append(keys, a.Keys...)
+	}
+	for _, k := range keys {
+		k.Bits.Clear()
 	}
 }

@@ -67,7 +67,9 @@ type Config struct {
 	// NoProbing believes what the kernel hears of the path's MTU, and finds no
 	// path that swallows packets silently.
 	NoProbing bool
-	Log       *slog.Logger // nil = discard
+	// Pad is the one-time pad; nil = the policy wants none.
+	Pad *Pad
+	Log *slog.Logger // nil = discard
 }
 
 const (
@@ -87,6 +89,8 @@ type Line struct {
 	inbox     inbox
 	roaming   roaming // nil = the peer's endpoint is fixed
 	moves     atomic.Uint64
+	classes   []*class   // of a line with pad; the last fits everything
+	writes    sync.Mutex // of a line with pad: who writes to the device
 
 	seals []*worker // one a TUN queue; each counts alone
 	open  *worker
@@ -122,6 +126,11 @@ func New(cfg Config) (*Line, error) {
 	if cfg.Cipher == nil {
 		cfg.Cipher = seal.AES256GCM
 	}
+	if cfg.Pad != nil {
+		if err := cfg.Pad.check(); err != nil {
+			return nil, fmt.Errorf("make line: %w", err)
+		}
+	}
 	l := &Line{cfg: cfg, log: cfg.Log, began: time.Now(), open: newWorker(), own: newWorker()}
 	if l.log == nil {
 		l.log = slog.New(slog.DiscardHandler)
@@ -131,6 +140,9 @@ func New(cfg Config) (*Line, error) {
 	}
 	for range cfg.Device.Queues() {
 		l.seals = append(l.seals, newWorker())
+	}
+	if cfg.Pad != nil {
+		l.classes = cfg.Pad.classes()
 	}
 	l.receiving.Store(&receptions{})
 	l.inbox.init()
@@ -182,6 +194,9 @@ func (l *Line) end() {
 	}
 	l.inbox.clear()
 	l.cfg.Machine.Clear()
+	if l.cfg.Pad != nil {
+		l.cfg.Pad.Machine.Clear()
+	}
 }
 
 // Rekey asks for a new epoch. It returns at once; the outcome shows in Stats

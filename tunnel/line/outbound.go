@@ -1,7 +1,10 @@
 package line
 
 import (
+	"time"
+
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/segment"
 	"github.com/quietline/quietline/tunnel/wire"
 )
@@ -35,6 +38,13 @@ type outbound struct {
 	packTOS uint8 // of the outer packet; those of another wait for another record
 
 	header [segment.MaxHeader]byte // of the super-frame in hand
+
+	// Of a line with one-time pad.
+	class    *class    // of the frame in hand, and of what waits
+	padded   []byte    // scratch: a PAD record
+	largest  int       // bucket
+	now      time.Time // of the batch
+	rejected time.Time // when the host was last told of a refusal
 }
 
 func newOutbound(l *Line, w *worker, queue int) *outbound {
@@ -68,6 +78,9 @@ func (o *outbound) batch(frames []tunnel.Frame) {
 	o.mtu = o.line.cfg.Device.Caps().MTU
 	o.limit = min(wire.PrefixLen+o.mtu,
 		wire.MaxDatagram-wire.HeaderLen-wire.TagLen)
+	if o.line.cfg.Pad != nil {
+		o.now, o.largest = time.Now(), pad.Largest(o.limit)
+	}
 	for i := range frames {
 		o.frame(o.buffers[i], &frames[i])
 	}
@@ -87,6 +100,12 @@ func packets(f tunnel.Frame) int {
 
 // frame takes one frame that lies in buf behind the lead.
 func (o *outbound) frame(buf []byte, f *tunnel.Frame) {
+	if o.line.cfg.Pad != nil {
+		if c := o.line.classify(f.Data); c != o.class {
+			o.closePack()
+			o.class = c
+		}
+	}
 	if f.GSO.Flags&segment.NeedsChecksum != 0 {
 		g, err := segment.Check(*f)
 		if err != nil {
@@ -191,6 +210,12 @@ func (o *outbound) put(buf []byte, at int, piece wire.Piece, n int) {
 // seal adds a record that carries so many packets of so many bytes to the
 // burst, and sends the burst before if the record does not fit in.
 func (o *outbound) seal(record []byte, tos uint8, packets uint64, bytes int) {
+	if o.line.cfg.Pad != nil {
+		var ok bool
+		if record, ok = o.hide(record, packets); !ok {
+			return
+		}
+	}
 	need := wire.HeaderLen + len(record) + wire.TagLen
 	if o.count > 0 && (o.short || tos != o.tos || need > o.size || o.count == maxSegments ||
 		len(o.out)+need > wire.MaxDatagram) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/rekey"
 )
 
@@ -19,6 +20,7 @@ type owner struct {
 	record  []byte               // scratch: a datagram of the control queue
 	body    []byte               // scratch: its record
 	told    told
+	pad     padOwner
 	sent    uint64    // datagrams at the last tick
 	quiet   time.Time // since when nothing has been sent
 	alive   bool
@@ -61,10 +63,14 @@ func (l *Line) owner(ctx context.Context) {
 	for {
 		o.publish()
 		o.tell()
-		if o.wake.IsZero() {
+		wake := o.wake
+		if w := o.pad.wake; !w.IsZero() && (wake.IsZero() || w.Before(wake)) {
+			wake = w
+		}
+		if wake.IsZero() {
 			timer.Stop()
 		} else {
-			timer.Reset(time.Until(o.wake))
+			timer.Reset(time.Until(wake))
 		}
 		select {
 		case <-ctx.Done():
@@ -73,6 +79,7 @@ func (l *Line) owner(ctx context.Context) {
 			o.read(l.inbox.take())
 		case <-timer.C:
 			o.step(rekey.Input{})
+			o.padStep(pad.Input{})
 		case <-tick.C:
 			o.tick()
 		}
@@ -87,6 +94,13 @@ func (o *owner) read(m mail) {
 	for _, a := range m.answers {
 		o.pending--
 		o.step(rekey.Input{Keys: a})
+	}
+	for _, a := range m.pads {
+		o.pad.running--
+		o.padStep(pad.Input{Answer: a})
+	}
+	if m.stray {
+		o.padStep(pad.Input{Stray: true})
 	}
 	for _, body := range m.controls {
 		o.hear(body)
@@ -108,6 +122,7 @@ func (o *owner) read(m mail) {
 func (o *owner) tick() {
 	o.fitPath()
 	o.step(rekey.Input{})
+	o.padStep(pad.Input{})
 	now := time.Now()
 	s := o.Stats()
 	if s.Sent.Datagrams != o.sent {
@@ -152,6 +167,12 @@ func (o *owner) step(in rekey.Input) {
 	if out.Stop {
 		o.sending.Store(nil)
 	}
+	if out.Void {
+		o.padStep(pad.Input{Void: true})
+	}
+	if out.Send != 0 {
+		o.padStep(pad.Input{}) // it may begin now
+	}
 	for _, d := range out.Datagrams {
 		if err := o.handshake(d); err != nil && !closed(err) {
 			o.own.drop(unsent) // the machine repeats what is not answered
@@ -162,7 +183,9 @@ func (o *owner) step(in rekey.Input) {
 		o.request(out.Request)
 	}
 	for _, e := range out.Events {
-		o.event(e)
+		if o.cfg.Pad == nil || e.Kind != "level" { // a line with pad has levels of its own
+			o.event(e)
+		}
 	}
 	o.wake = out.Wake
 }
@@ -305,7 +328,13 @@ func (o *owner) event(e rekey.Event) {
 // publish makes the machine's state known to Stats.
 func (o *owner) publish() {
 	state, stats := o.cfg.Machine.State(), o.cfg.Machine.Stats()
+	o.padLevel(&state)
+	var ps *pad.State
+	if o.cfg.Pad != nil {
+		s := o.cfg.Pad.Machine.State()
+		ps = &s
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.snapshot.State, o.snapshot.handshakes = state, stats
+	o.snapshot.State, o.snapshot.handshakes, o.snapshot.pad = state, stats, ps
 }

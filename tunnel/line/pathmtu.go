@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/wire"
 )
 
@@ -99,6 +100,9 @@ func (o *owner) fitPath() {
 		return // no route now: nothing new is known
 	}
 	inner, err := conn.InnerMTU(path)
+	if err == nil && o.cfg.Pad != nil {
+		inner, err = wire.PadMTU(inner)
+	}
 	least := min(leastMTU, o.widest)
 	narrow := err != nil || inner < least
 	over := path - inner
@@ -145,12 +149,20 @@ func (o *owner) probe() {
 	}
 	if size, number, send := o.search.step(time.Now()); send {
 		// The largest packet has as much before it, see wire.PrefixLen.
-		o.seal(wire.AppendProbe(o.body[:0], number, wire.PrefixLen+size))
+		size += wire.PrefixLen
+		if o.cfg.Pad != nil && size > wire.PrefixLen {
+			size = pad.Overhead + pad.Largest(size)
+		}
+		o.seal(wire.AppendProbe(o.body[:0], number, size))
 	}
 }
 
 // hear takes the body of a CONTROL record that is not empty.
 func (o *owner) hear(body []byte) {
+	if body[0] >= wire.ControlPad && o.cfg.Pad != nil {
+		o.padStep(pad.Input{Control: body})
+		return
+	}
 	if body[0] != wire.ControlProbe && body[0] != wire.ControlAnswer {
 		o.hearState(body)
 		return

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/rekey"
 )
 
@@ -24,6 +25,8 @@ type Stats struct {
 	Received Traffic
 	Drops    map[string]uint64 // packets and datagrams by reason; all reasons are there
 	Keys     KeyStats
+
+	Pad *PadStats // nil = no one-time pad
 
 	LastHeard time.Time // authentic record of the peer; zero = never
 	PeerAlive bool      // heard within three keepalives
@@ -84,6 +87,9 @@ const (
 	badRecord                  // authentic, but no record that is built
 	unwritten                  // the TUN device refused
 	congested                  // marked on the way, and the sender cannot hear it (RFC 6040)
+	noPad                      // no one-time pad, and the policy wants it
+	unpadded                   // payload without the pad that the policy wants
+	padBlock                   // pad that is not held: void, or retired
 	crowded                    // more handshake datagrams or CONTROL records than are taken
 	reasons
 )
@@ -92,6 +98,7 @@ var reasonNames = [reasons]string{
 	blocked: "blocked", notIP: "not_ip", oversize: "oversize", spent: "key_spent",
 	unsent: "send_failed", malformed: "malformed", unknownEpoch: "unknown_epoch",
 	tooOld: "too_old", replayed: "replayed", forged: "forged", badRecord: "bad_record",
+	noPad: "no_pad", unpadded: "not_padded", padBlock: "pad_block",
 	unwritten: "tun_refused", congested: "congested", crowded: "handshake_queue",
 }
 
@@ -121,6 +128,7 @@ type snapshot struct {
 	alarms     uint64
 	lastAlarm  string
 	peer       Peer
+	pad        *pad.State // nil = no one-time pad
 	keys       KeyStats
 	pathMTU    int
 	proven     bool
@@ -140,6 +148,7 @@ func (l *Line) Stats() Stats {
 		Drops: map[string]uint64{}, Device: l.cfg.Device.Caps()}
 	s.Keys.Failures = failures
 	s.PathMTU, s.PathProven = snap.pathMTU, snap.proven
+	s.Pad = l.padStats(snap.pad)
 	if c, ok := l.cfg.Conn.(interface{ Offload() (send, receive bool) }); ok {
 		s.SendOffload, s.ReceiveOffload = c.Offload()
 	}

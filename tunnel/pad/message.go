@@ -8,21 +8,21 @@ import (
 )
 
 // Messages travel as CONTROL records of the line. The first byte is the type;
-// 1 is STATE of package wire.
+// those below 16 are of package wire.
 //
-//	2 ANNOUNCE  parts 1, part 1, keys 1, boot 16, block 4, bytes per key 2,
-//	            0 (2), key_ID 16 each: the block is the keys of all parts in order
-//	3 READY     0 (3), boot 16, boot of the block's sender 16, block 4
-//	4 REFUSE    as READY, its third zero is the reason: 1 = keys are not to be
-//	            had, 2 = too many blocks, or this number has been
-//	5 HELLO     0 (3), boot 16: whatever you hold of an earlier boot is void
+//	16 ANNOUNCE  parts 1, part 1, keys 1, boot 16, block 4, bytes per key 2,
+//	             0 (2), key_ID 16 each: the block is the keys of all parts in order
+//	17 READY     0 (3), boot 16, boot of the block's sender 16, block 4
+//	18 REFUSE    as READY, its third zero is the reason: 1 = keys are not to be
+//	             had, 2 = too many blocks, or this number has been
+//	19 HELLO     0 (3), boot 16: whatever you hold of an earlier boot is void
 //
 // boot is drawn at random when an end starts, or voids all its pad.
 const (
-	kindAnnounce = 2
-	kindReady    = 3
-	kindRefuse   = 4
-	kindHello    = 5
+	kindAnnounce = 16
+	kindReady    = 17
+	kindRefuse   = 18
+	kindHello    = 19
 )
 
 const (

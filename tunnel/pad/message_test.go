@@ -50,7 +50,7 @@ func TestMessages(t *testing.T) {
 func TestMessagesRefused(t *testing.T) {
 	good := messages()
 	for name, bad := range map[string][]byte{
-		"type 1": {1}, "type 6": append([]byte{6}, good[0].append(nil)[1:]...),
+		"type 1": {1}, "type 20": append([]byte{20}, good[0].append(nil)[1:]...),
 		"zero boot":    (&message{kind: kindHello}).append(nil),
 		"zero block":   (&message{kind: kindReady, boot: boot{1}}).append(nil),
 		"reason":       (&message{kind: kindRefuse, boot: boot{1}, block: 1, reason: 3}).append(nil),

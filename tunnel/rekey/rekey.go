@@ -89,6 +89,7 @@ type Output struct {
 	Confirm   bool     // send one empty data record at once: key confirmation, then keepalive
 	Retire    []uint32 // receive indexes of epochs to drop and clear
 	Stop      bool     // seal nothing until the next Send: the line is blocked
+	Void      bool     // another copy of this memory may exist: drop what else it may use
 	Datagrams [][]byte // to the peer's endpoint, in order
 	Request   *KeyRequest
 	Events    []Event

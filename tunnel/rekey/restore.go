@@ -25,6 +25,7 @@ func clockJump(last, now time.Time) time.Duration {
 // fresh secrets; so do the key_IDs seen.
 func (m *Machine) restart(why string) {
 	m.event("alarm", Blocked, why)
+	m.out.Void = true
 	if m.init != nil {
 		m.drop(why)
 	}

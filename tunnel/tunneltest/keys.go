@@ -18,6 +18,7 @@ type Stock struct {
 
 	mu   sync.Mutex // guards all below and the ends' fields
 	keys int
+	pads int // keys for pad, of whatever size is asked for
 }
 
 // end is what one line sees.
@@ -30,7 +31,7 @@ type end struct {
 }
 
 func newStock(n int) *Stock {
-	s := &Stock{keys: n}
+	s := &Stock{keys: n, pads: 1 << 30}
 	for i := range s.ends {
 		s.ends[i] = &end{stock: s, waiting: map[tunnel.KeyID]secret.Bytes{}}
 	}
@@ -42,6 +43,13 @@ func (s *Stock) Add(n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys += n
+}
+
+// Pads sets how many keys for one-time pad may still be drawn.
+func (s *Stock) Pads(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pads = n
 }
 
 // Left is the number of keys that can still be drawn.
@@ -94,21 +102,26 @@ func (e *end) Status(ctx context.Context, _ tunnel.Use) (tunnel.Stock, error) {
 	if err := e.begin(ctx); err != nil {
 		return tunnel.Stock{}, err
 	}
-	return tunnel.Stock{Keys: e.stock.Left(), SizeBits: 256, Simulated: true, At: time.Now()}, nil
+	return tunnel.Stock{Keys: e.stock.Left(), SizeBits: 256, MaxBits: 4096, MaxKeys: 128,
+		Simulated: true, At: time.Now()}, nil
 }
 
 // New implements [tunnel.KeySource].
-func (e *end) New(ctx context.Context, _ tunnel.Use, n, sizeBits int) ([]tunnel.Key, error) {
+func (e *end) New(ctx context.Context, use tunnel.Use, n, sizeBits int) ([]tunnel.Key, error) {
 	if err := e.begin(ctx); err != nil {
 		return nil, err
 	}
 	s := e.stock
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.keys < n {
+	left := &s.keys
+	if use == tunnel.UsePad {
+		left = &s.pads
+	}
+	if *left < n {
 		return nil, fmt.Errorf("draw %d keys: %w", n, tunnel.ErrKeyEmpty)
 	}
-	s.keys -= n
+	*left -= n
 	other := s.ends[0]
 	if other == e {
 		other = s.ends[1]

@@ -18,6 +18,7 @@ import (
 	"github.com/quietline/quietline/secret"
 	"github.com/quietline/quietline/tunnel/lab"
 	"github.com/quietline/quietline/tunnel/line"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/rekey"
 	"github.com/quietline/quietline/tunnel/tun"
 )
@@ -27,13 +28,17 @@ type Options struct {
 	Policy rekey.Policy // default pqc-only
 	// PeerPolicy is Kochi's, where it is another; default Policy.
 	PeerPolicy rekey.Policy
-	Weather    lab.Weather
-	EpochLife  time.Duration // default 120 s
-	HoldMax    time.Duration // default as package rekey
-	Keepalive  time.Duration // default as package line
-	Keys       int           // QKD keys in stock at the start
-	MTU        int           // default 1424
-	Queues     int           // of each TUN device; default 1
+	// Classes of a policy with one-time pad; Hold is the pad that is held ready,
+	// default 64 KiB.
+	Classes   []line.Class
+	Hold      int
+	Weather   lab.Weather
+	EpochLife time.Duration // default 120 s
+	HoldMax   time.Duration // default as package rekey
+	Keepalive time.Duration // default as package line
+	Keys      int           // QKD keys in stock at the start
+	MTU       int           // default 1424
+	Queues    int           // of each TUN device; default 1
 	// Coalesce makes sockets hand over several datagrams in one burst, as a
 	// kernel with receive offload does.
 	Coalesce bool
@@ -77,6 +82,9 @@ func New(tb testing.TB, opt Options) *Pair {
 	}
 	if opt.MTU == 0 {
 		opt.MTU = 1424
+		if opt.Policy.Pad() {
+			opt.MTU = 1390
+		}
 	}
 	if opt.PeerPolicy == 0 {
 		opt.PeerPolicy = opt.Policy
@@ -128,6 +136,13 @@ func (s *Site) Start() {
 	}
 	cfg := line.Config{Device: s.Device, Conn: conn, Machine: m, Keys: s.keys,
 		Keepalive: s.opt.Keepalive}
+	if policy := s.config().Policy; policy.Pad() {
+		pm, err := pad.New(pad.Config{Target: max(s.opt.Hold, 64<<10)})
+		if err != nil {
+			s.tb.Fatal(err)
+		}
+		cfg.Pad = &line.Pad{Machine: pm, Strict: policy == rekey.OTPStrict, Classes: s.opt.Classes}
+	}
 	if s.opt.Log != nil {
 		cfg.Log = slog.New(slog.NewTextHandler(s.opt.Log, nil)).With("site", s.name)
 	}

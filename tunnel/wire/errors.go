@@ -9,7 +9,6 @@ var (
 	ErrFlags     = errors.New("header flags are not known")
 	ErrQueue     = errors.New("queue number is out of range")
 	ErrKind      = errors.New("record kind is not known")
-	ErrNotBuilt  = errors.New("record kind is not built yet")
 	ErrNotPacket = errors.New("record holds no whole IP packet")
 	ErrControl   = errors.New("control record says nothing that is known")
 	ErrSlice     = errors.New("record holds no slice of a super-frame")

@@ -10,6 +10,8 @@ import (
 // Types of CONTROL, the first byte of its body.
 const (
 	ControlState = 1
+	// ControlPad is the first of those that package pad knows.
+	ControlPad = 16
 )
 
 const (

@@ -34,13 +34,10 @@
 //	           still to be made: see below
 //	3 PACK     several small packets in a row, each as long as its own length
 //	           field says, checksums finished
-//	4 PAD      a packet under one-time pad
+//	4 PAD      one of the first three, under one-time pad: package pad
 //	5 CONTROL  what one end of the line tells the other; empty = I am here,
 //	           which is also the key confirmation of an epoch; else a type
 //	           byte and what it says, below
-//
-// PAD has its number but is not built, and [Parse] refuses it with
-// [ErrNotBuilt].
 //
 // Type 1 of CONTROL is STATE, what the sender's line rests on and why:
 //
@@ -49,6 +46,8 @@
 //	+---------------+---------------+---------------+---------------+
 //	| reason: 0 to 200 bytes of UTF-8, printable                    |
 //	+---------------------------------------------------------------+
+//
+// Types from 16 on are those of package pad.
 //
 // Levels: 0 BLOCKED, 1 PQC, 2 CHAINED, 3 QKD, 4 OTP. It is for people: no end
 // changes what it does for it.
@@ -194,10 +193,8 @@ func Parse(b []byte) (Kind, []byte, error) {
 		return kind, body, nil
 	case Control:
 		return kind, body, nil
-	case Slice, Pack:
+	case Slice, Pack, Pad:
 		return kind, body, nil
-	case Pad:
-		return kind, nil, ErrNotBuilt
 	}
 	return kind, nil, ErrKind
 }
@@ -212,6 +209,25 @@ const (
 // IsPacket tells whether p is an IPv4 or IPv6 packet whose length field says
 // what p holds, so that a TUN device will take it.
 func IsPacket(p []byte) bool { return len(p) > 0 && packetLen(p) == len(p) }
+
+// Room that a PAD record takes beside the record inside it: 12 bytes before
+// the ciphertext, a tag of 16, 2 of length; and ciphertexts are multiples of 16
+// bytes. Package pad has the record.
+const (
+	padOverhead = 12 + TagLen
+	padLength   = 2
+	padUnit     = 16
+)
+
+// PadMTU is the inner MTU of a line with one-time pad that would have the given
+// one without: so that the largest bucket of pad fits the path.
+func PadMTU(inner int) (int, error) {
+	mtu := (inner+PrefixLen-padOverhead)/padUnit*padUnit - padLength - PrefixLen
+	if mtu < minInnerMTU {
+		return 0, fmt.Errorf("derive inner MTU with pad from %d: %w", inner, ErrMTU)
+	}
+	return mtu, nil
+}
 
 // minInnerMTU is the smallest inner MTU worth having: what every IPv4 host
 // must be able to reassemble, RFC 791 section 3.1.

@@ -109,7 +109,7 @@ func TestParse(t *testing.T) {
 		{"control with body", record(Control, []byte{1}), Control, []byte{1}, nil},
 		{"slice", record(Slice, ipv4(20)), Slice, ipv4(20), nil},
 		{"pack", record(Pack, ipv4(20)), Pack, ipv4(20), nil},
-		{"pad", record(Pad, ipv4(20)), Pad, nil, ErrNotBuilt},
+		{"pad", record(Pad, ipv4(20)), Pad, ipv4(20), nil},
 		{"kind 0", record(0, nil), 0, nil, ErrKind},
 		{"kind 6", record(6, nil), 6, nil, ErrKind},
 	}
@@ -168,6 +168,26 @@ func TestInnerMTU(t *testing.T) {
 	}
 	if _, err := InnerMTU(65536, v4); err == nil {
 		t.Error("a path MTU above 65535 is taken")
+	}
+}
+
+// TestPadMTU: a full packet fits the largest bucket, and that fits the record.
+func TestPadMTU(t *testing.T) {
+	for inner := 700; inner < 9000; inner++ {
+		mtu, err := PadMTU(inner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bucket := (mtu + PrefixLen + 2 + 15) / 16 * 16
+		if 12+bucket+16 > inner+PrefixLen || inner+PrefixLen-(12+bucket+16) >= 16 {
+			t.Fatalf("mtu %d of %d: bucket of %d", mtu, inner, bucket)
+		}
+	}
+	if mtu, err := PadMTU(1424); mtu != 1390 || err != nil {
+		t.Errorf("%d, %v", mtu, err)
+	}
+	if _, err := PadMTU(600); !errors.Is(err, ErrMTU) {
+		t.Errorf("600: %v", err)
 	}
 }
 

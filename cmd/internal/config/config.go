@@ -244,8 +244,10 @@ type Line struct {
 	// peer: qkd-strict (a fresh QKD key in every epoch, else the line holds
 	// and blocks), qkd-required (fresh, or chained from one for an hour at
 	// most), qkd-preferred (QKD while there is any, else post-quantum alone,
-	// with an alarm) or pqc-only (no QKD on this line). On both ends the same.
-	// Default qkd-preferred.
+	// with an alarm) or pqc-only (no QKD on this line); otp-strict (as
+	// qkd-strict, and every packet under one-time pad or dropped) or
+	// otp-preferred (as qkd-required, with pad while there is any, else an
+	// alarm). On both ends the same. Default qkd-preferred.
 	Policy string `yaml:"policy,omitempty"`
 	// link_secret is the file of 32 random bytes, in base64, that both ends
 	// share; mode 0600. Required.
@@ -273,6 +275,15 @@ type Line struct {
 	// before the line blocks: longer than epoch_life, at most 24h. Default
 	// 600s, or twice epoch_life if that is longer.
 	HoldMax time.Duration `yaml:"hold_max,omitempty"`
+	// pad_hold is how much one-time pad is held ready for sending, bytes, 65536
+	// to 67108864; alarms come at 25, 10 and 2 % of it. For policies with pad.
+	// Default 1048576.
+	PadHold int `yaml:"pad_hold,omitempty"`
+	// classes say which traffic goes under one-time pad; the first that fits a
+	// packet counts. Under otp-preferred what none fits goes without pad; under
+	// otp-strict everything has pad and classes say only what is urgent.
+	// Default: everything goes under pad, nothing is urgent.
+	Classes []Class `yaml:"classes,omitempty"`
 	// keys is where the line draws QKD keys. Required unless the policy is
 	// pqc-only.
 	Keys *Keys `yaml:"keys,omitempty"`
@@ -282,6 +293,23 @@ type Line struct {
 	// metrics is where Prometheus scrapes: a loopback host:port or unix:/path.
 	// Default: none.
 	Metrics string `yaml:"metrics,omitempty" check:"metrics"`
+}
+
+// Class is traffic of a line that is treated alike. A key left out fits
+// everything.
+type Class struct {
+	// name of the class, in status and metrics. Required.
+	Name string `yaml:"name" check:"required,name"`
+	// to are the networks that packets go to.
+	To []netip.Prefix `yaml:"to,omitempty"`
+	// ports of TCP or UDP, of either end of a connection, 1 to 65535.
+	Ports []int `yaml:"ports,omitempty"`
+	// dscp values of the packets, 0 to 63.
+	DSCP []int `yaml:"dscp,omitempty"`
+	// pad puts the class under one-time pad. Default false.
+	Pad bool `yaml:"pad,omitempty"`
+	// urgent traffic is admitted longest when pad runs low. Default false.
+	Urgent bool `yaml:"urgent,omitempty"`
 }
 
 // Endpoint is one UDP path between the two ends.
@@ -332,6 +360,21 @@ type Keys struct {
 	// ca is the root that signs the key manager's certificate, PEM. Required.
 	CA string `yaml:"ca" check:"required,path"`
 	// sae and peer_sae are the SAE IDs of the two ends of the line. Required.
+	SAE     string `yaml:"sae" check:"required,sae"`
+	PeerSAE string `yaml:"peer_sae" check:"required,sae"`
+	// pad is the SAE that draws one-time pad at the same key manager. Required
+	// for policies with pad.
+	Pad *PadKeys `yaml:"pad,omitempty"`
+}
+
+// PadKeys is a line's second SAE: raw pad never passes a key derivation, so it
+// is never drawn by the one of epoch keys.
+type PadKeys struct {
+	// certificate and key identify the SAE, PEM; the key file has mode 0600.
+	// Required.
+	Certificate string `yaml:"certificate" check:"required,path"`
+	Key         string `yaml:"key" check:"required,path"`
+	// sae and peer_sae are the pad's SAE IDs of the two ends. Required.
 	SAE     string `yaml:"sae" check:"required,sae"`
 	PeerSAE string `yaml:"peer_sae" check:"required,sae"`
 }

@@ -73,7 +73,7 @@ func TestFaults(t *testing.T) {
 		{"short reread", "reread_window: 0s", "reread_window: 10ms", "saes[0].reread_window",
 			"10ms is outside 1s to 1m"},
 		{"reread there", "kme: kme-kochi\n\nlines", "kme: kme-kochi\n    reread_window: 2s\nlines",
-			"saes[1].reread_window", `own key manager "kme-kochi"`},
+			"saes[3].reread_window", `own key manager "kme-kochi"`},
 		{"calls", "requests_per_second: 50", "requests_per_second: 0",
 			"saes[0].limits.requests_per_second", "0 is not above 0 to 1e+06; leave it out"},
 		{"calls nan", "requests_per_second: 50", "requests_per_second: NaN",
@@ -87,9 +87,16 @@ func TestFaults(t *testing.T) {
 		{"reserve", "reserve: 1000", "reserve: 2000000", "saes[0].limits.reserve",
 			"2000000 is outside 1 to 1048576"},
 		{"limits there", "kme: kme-kochi\n\nlines", "kme: kme-kochi\n    limits: {share: 1}\nlines",
-			"saes[1].limits", `own key manager "kme-kochi"`},
-		{"policy due", "policy: qkd-strict", "policy: otp-strict", "lines[0].policy",
-			`"otp-strict" is not built yet; use qkd-strict, qkd-required`},
+			"saes[3].limits", `own key manager "kme-kochi"`},
+		{"policy name", "policy: qkd-strict", "policy: OTP-strict", "lines[0].policy",
+			`"OTP-strict" is not a policy; known are otp-strict, otp-preferred, qkd-strict`},
+		{"pad", "pad_hold: 1048576", "pad_hold: 1024", "lines[0].pad_hold", "outside 65536 to 67108864"},
+		{"port", "ports: [2575]", "ports: [0]", "lines[0].classes[0].ports[0]", "0 is outside 1 to 65535"},
+		{"dscp", "dscp: [46]", "dscp: [64]", "lines[0].classes[1].dscp[0]", "64 is outside 0 to 63"},
+		{"pad SAE", "sae: pad-tokyo", "sae: line-tokyo", "lines[0].keys.pad.sae", "different SAEs"},
+		{"pad SAE unknown", "sae: pad-tokyo", "sae: pad-x", "lines[0].keys.pad.sae", "is not an SAE of"},
+		{"pad SAE twice", "peer_sae: pad-kochi", "peer_sae: pad-tokyo", "lines[0].keys.pad.peer_sae",
+			"this end's own SAE"},
 		{"policy", "policy: qkd-strict", "policy: fast", "lines[0].policy", `"fast" is not a policy`},
 		{"endpoint", "local: 192.0.2.1:4500", "local: tokyo:4500", "lines[0].endpoints[0].local",
 			"is not an IP address with port"},
@@ -159,7 +166,7 @@ site: tokyo
 speed: fast
 lines:
   - id: a
-    policy: otp-strict
+    policy: otp
     endpoints:
       - local: 127.0.0.1:1
     tun: {name: ql0}
@@ -176,7 +183,7 @@ site.yaml:3: speed: unknown key; known here: version, site, lab, state, kme, pee
 site.yaml:5: lines[0].link_secret: is missing; it is required
 site.yaml:5: lines[0].static_key: is missing; it is required
 site.yaml:5: lines[0].peer_bundle: is missing; it is required
-site.yaml:6: lines[0].policy: "otp-strict" is not built yet; use qkd-strict, qkd-required, qkd-preferred, pqc-only
+site.yaml:6: lines[0].policy: "otp" is not a policy; known are otp-strict, otp-preferred, qkd-strict, qkd-required, qkd-preferred, pqc-only
 site.yaml:8: lines[0].endpoints[0].remote: is missing; it is required
 site.yaml:10: lines[1].id: "a" is taken by lines[0].id in line 5; each line is used once`
 	_, err := config.Parse("dir/site.yaml", []byte(file))
@@ -231,5 +238,33 @@ func TestRootKeyOrCredential(t *testing.T) {
 	_, err = config.Parse("f", with(""))
 	if err == nil || !strings.Contains(err.Error(), "one of root_key and root_credential") {
 		t.Errorf("neither: %v", err)
+	}
+}
+
+// TestPadNeedsItsSAE: no policy with one-time pad goes without an SAE for it.
+func TestPadNeedsItsSAE(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(examples, "site-kochi.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, policy := range []string{"otp-strict", "otp-preferred"} {
+		text := strings.Replace(string(data), "policy: qkd-strict", "policy: "+policy, 1)
+		_, err := config.Parse("site.yaml", []byte(text))
+		if want := "lines[0].keys.pad: is missing; policy " + policy; err == nil ||
+			!strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v", policy, err)
+		}
+	}
+}
+
+// TestDefaultPolicy: want of a word for the policy is no want of QKD.
+func TestDefaultPolicy(t *testing.T) {
+	data, err := os.ReadFile(filepath.Join(examples, "site-kochi.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := config.Parse("site.yaml", []byte(strings.Replace(string(data), "    policy: qkd-strict\n", "", 1)))
+	if err != nil || s.Lines[0].Policy != "qkd-preferred" || s.Lines[0].PadHold != 1<<20 {
+		t.Errorf("%+v, %v", s, err)
 	}
 }

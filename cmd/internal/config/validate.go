@@ -11,11 +11,15 @@ import (
 // defaultPolicy never stops a hospital's traffic for want of QKD.
 const defaultPolicy = "qkd-preferred"
 
-// Policies that the design names. Those not built yet are refused by name, so
-// that nobody believes a line to be stronger than it is.
-var (
-	policies    = []string{"qkd-strict", "qkd-required", "qkd-preferred", "pqc-only"}
-	policiesDue = []string{"otp-strict", "otp-preferred"}
+// policies that the design names, strongest first; the first two have pad.
+var policies = []string{"otp-strict", "otp-preferred", "qkd-strict", "qkd-required",
+	"qkd-preferred", "pqc-only"}
+
+// Bounds of the pad held ready, as tunnel/pad.
+const (
+	defaultPadHold = 1 << 20
+	minPadHold     = 64 << 10
+	maxPadHold     = 64 << 20
 )
 
 // Bounds of a line. 1280 is the least MTU of IPv6 (RFC 8200 section 5), 9000
@@ -65,6 +69,9 @@ func (d *decoder) setDefaults(s *Site) {
 	for i := range s.Lines {
 		l := &s.Lines[i]
 		or(&l.Control, "line-"+l.ID+".sock")
+		if !d.set(fmt.Sprintf("lines[%d].pad_hold", i)) {
+			l.PadHold = defaultPadHold
+		}
 		if !d.set(fmt.Sprintf("lines[%d].policy", i)) {
 			l.Policy = defaultPolicy
 		}
@@ -276,11 +283,7 @@ func (d *decoder) channel(key string, c Channel) {
 
 func (d *decoder) policy(s *Site, i int) {
 	l, key := &s.Lines[i], fmt.Sprintf("lines[%d].policy", i)
-	switch {
-	case slices.Contains(policies, l.Policy):
-	case slices.Contains(policiesDue, l.Policy):
-		d.fault(key, "%q is not built yet; use %s", l.Policy, strings.Join(policies, ", "))
-	default:
+	if !slices.Contains(policies, l.Policy) {
 		d.fault(key, "%q is not a policy; known are %s", l.Policy, strings.Join(policies, ", "))
 	}
 }
@@ -306,6 +309,7 @@ func (d *decoder) oneLine(s *Site, i int) {
 		d.fault(key+".tun.mtu", "%d is outside %d to %d bytes", l.TUN.MTU, minMTU, maxMTU)
 	}
 	d.oneOuter(key, l)
+	d.pad(key, l)
 	if l.Keys == nil {
 		if slices.Contains(policies, l.Policy) && l.Policy != "pqc-only" {
 			d.fault(key+".keys", "is missing; policy %s draws QKD keys", l.Policy)
@@ -313,6 +317,29 @@ func (d *decoder) oneLine(s *Site, i int) {
 		return
 	}
 	d.keys(s, key+".keys", l.Keys)
+}
+
+// pad checks what only policies with one-time pad look at.
+func (d *decoder) pad(key string, l *Line) {
+	if n := l.PadHold; n < minPadHold || n > maxPadHold {
+		d.fault(key+".pad_hold", "%d is outside %d to %d bytes", n, minPadHold, maxPadHold)
+	}
+	if slices.Contains(policies[:2], l.Policy) && l.Keys != nil && l.Keys.Pad == nil {
+		d.fault(key+".keys.pad", "is missing; policy %s draws one-time pad by an SAE of its own",
+			l.Policy)
+	}
+	for i, c := range l.Classes {
+		within := func(name string, list []int, least, most int) {
+			for j, v := range list {
+				if v < least || v > most {
+					d.fault(fmt.Sprintf("%s.classes[%d].%s[%d]", key, i, name, j),
+						"%d is outside %d to %d", v, least, most)
+				}
+			}
+		}
+		within("ports", c.Ports, 1, 65535)
+		within("dscp", c.DSCP, 0, 63)
+	}
 }
 
 func (d *decoder) endpoint(key string, e Endpoint) {
@@ -334,20 +361,37 @@ func (d *decoder) keys(s *Site, key string, k *Keys) {
 	if k.SAE != "" && k.SAE == k.PeerSAE {
 		d.fault(key+".peer_sae", "%q is this end's own SAE; name the other end's", k.PeerSAE)
 	}
+	if s.KME != nil && k.KME != "" && k.KME != s.KME.ID {
+		d.fault(key+".kme", "%q is not this site's key manager %s", k.KME, s.KME.ID)
+	}
+	d.ids(s, key, k.SAE, k.PeerSAE)
+	p := k.Pad
+	if p == nil {
+		return
+	}
+	if p.SAE != "" && p.SAE == p.PeerSAE {
+		d.fault(key+".pad.peer_sae", "%q is this end's own SAE; name the other end's", p.PeerSAE)
+	}
+	if p.SAE != "" && (p.SAE == k.SAE || p.PeerSAE == k.PeerSAE) {
+		d.fault(key+".pad.sae", "%q: pad and epoch keys are drawn by different SAEs at both ends; "+
+			"use another", p.SAE)
+	}
+	d.ids(s, key+".pad", p.SAE, p.PeerSAE)
+}
+
+// ids looks the SAEs of a line up.
+func (d *decoder) ids(s *Site, key, own, peer string) {
 	if s.KME == nil {
 		return // the SAEs stand in the file of the machine that runs the KME
-	}
-	if k.KME != "" && k.KME != s.KME.ID {
-		d.fault(key+".kme", "%q is not this site's key manager %s", k.KME, s.KME.ID)
 	}
 	find := func(id string) int {
 		return slices.IndexFunc(s.SAEs, func(a SAE) bool { return a.ID == id })
 	}
-	if i := find(k.SAE); k.SAE != "" && (i < 0 || s.SAEs[i].KME != s.KME.ID) {
-		d.fault(key+".sae", "%q is not an SAE of %s; add it to saes", k.SAE, s.KME.ID)
+	if i := find(own); own != "" && (i < 0 || s.SAEs[i].KME != s.KME.ID) {
+		d.fault(key+".sae", "%q is not an SAE of %s; add it to saes", own, s.KME.ID)
 	}
-	if k.PeerSAE != "" && find(k.PeerSAE) < 0 {
-		d.fault(key+".peer_sae", "%q is not one of saes; add it with the other site's kme", k.PeerSAE)
+	if peer != "" && find(peer) < 0 {
+		d.fault(key+".peer_sae", "%q is not one of saes; add it with the other site's kme", peer)
 	}
 }
 

@@ -164,6 +164,8 @@ type Line struct {
 	Fresh   *float64   `json:"fresh_key_age_seconds"`
 	Chained int        `json:"chained_epochs"`
 	BlockAt *time.Time `json:"block_at,omitempty"`
+	// Pad is the one-time pad; null for policies without.
+	Pad *Pad `json:"pad,omitempty"`
 	// Alarms counts what a person should look at; LastAlarm is the latest;
 	// Standing are those that have not cleared.
 	Alarms    uint64   `json:"alarms"`
@@ -178,6 +180,45 @@ type Line struct {
 	Device Device `json:"device"`
 	// Socket is the line's UDP socket.
 	Socket Socket `json:"socket"`
+}
+
+// Pad is the one-time pad of a line.
+type Pad struct {
+	// Mark says how full the pad for sending is: good, low (below 25 %),
+	// critical (10 %) or empty (2 %). Left is what is ready, Hold what counts
+	// as full, bytes.
+	Mark string `json:"mark"`
+	Left int    `json:"left_bytes"`
+	Hold int    `json:"hold_bytes"`
+	// In and Out are the rates at which pad comes and goes, over the last half
+	// minute; LeftFor is how long it lasts at these rates, null = for ever.
+	In      float64  `json:"in_bps"`
+	Out     float64  `json:"out_bps"`
+	LeftFor *float64 `json:"left_seconds"`
+	// Drawn and Collected are bytes of keys taken for this direction and the
+	// other; Lost is what hid nothing. Records were sealed and opened.
+	Drawn     uint64 `json:"drawn_bytes"`
+	Collected uint64 `json:"collected_bytes"`
+	Lost      uint64 `json:"lost_bytes"`
+	Sealed    uint64 `json:"sealed_records"`
+	Opened    uint64 `json:"opened_records"`
+	// InformationTheoretic is true only where no leg of the pad's way rests on
+	// a computational assumption; NotBecause says which do, or are not known.
+	InformationTheoretic bool     `json:"information_theoretic"`
+	NotBecause           []string `json:"not_because,omitempty"`
+	// Classes count packets sent; the last is what fits no other.
+	Classes []PadClass `json:"classes"`
+}
+
+// PadClass counts the packets of a class that went out under pad, under the
+// epoch's keys as the class says (plain) or for want of pad (demoted), or were
+// refused for want of pad.
+type PadClass struct {
+	Name    string `json:"name"`
+	Padded  uint64 `json:"padded"`
+	Plain   uint64 `json:"plain"`
+	Demoted uint64 `json:"demoted"`
+	Refused uint64 `json:"refused"`
 }
 
 // Traffic counts one direction since the start. Bytes are those of the inner

@@ -21,11 +21,12 @@ import (
 // lines' site files would say of it.
 func door(t *testing.T, kme etsi014.KME) (a, b *config.Keys) {
 	t.Helper()
-	return doorFor(t, kme, "a", "b")
+	keys := doorFor(t, kme, "a", "b")
+	return keys("a", "b"), keys("b", "a")
 }
 
-// doorFor is door for lines of such SAE IDs.
-func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.Keys) {
+// doorFor is door for such SAEs; what it returns makes the words of a site file.
+func doorFor(t *testing.T, kme etsi014.KME, saes ...string) func(own, peer string) *config.Keys {
 	t.Helper()
 	dir := t.TempDir()
 	file := func(name string) string { return filepath.Join(dir, name) }
@@ -44,15 +45,18 @@ func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.
 		}
 	}
 	issue("door", pki.Request{KME: "kme-test", IPs: []netip.Addr{netip.MustParseAddr("127.0.0.1")}, Server: true})
-	issue(first, pki.Request{SAE: first, Client: true})
-	issue(second, pki.Request{SAE: second, Client: true})
+	var rules []identity.Rule
+	for _, sae := range saes {
+		issue(sae, pki.Request{SAE: sae, Client: true})
+		rules = append(rules, identity.Rule{SAE: etsi014.SAEID(sae)})
+	}
 	if err := ca.SaveCertificate(file("ca.crt")); err != nil {
 		t.Fatal(err)
 	}
 	live, err := identity.Open(identity.Config{
 		Pairs: []identity.Pair{{Cert: file("door.crt"), Key: file("door.key")}},
 		CA:    file("ca.crt"),
-		Rules: []identity.Rule{{SAE: etsi014.SAEID(first)}, {SAE: etsi014.SAEID(second)}},
+		Rules: rules,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -69,11 +73,10 @@ func doorFor(t *testing.T, kme etsi014.KME, first, second string) (a, b *config.
 	done := make(chan error, 1)
 	go func() { done <- etsi014.Serve(server, ln, etsi014.Bounds{}) }()
 	t.Cleanup(func() { _ = server.Close(); <-done })
-	keys := func(own, peer string) *config.Keys {
+	return func(own, peer string) *config.Keys {
 		return &config.Keys{KMEs: []string{"https://" + ln.Addr().String()}, CA: file("ca.crt"),
 			Certificate: file(own + ".crt"), Key: file(own + ".key"), SAE: own, PeerSAE: peer}
 	}
-	return keys(first, second), keys(second, first)
 }
 
 // source opens a key source as the line daemon does.

@@ -19,6 +19,7 @@ import (
 	"github.com/quietline/quietline/tunnel"
 	"github.com/quietline/quietline/tunnel/bundle"
 	"github.com/quietline/quietline/tunnel/line"
+	"github.com/quietline/quietline/tunnel/pad"
 	"github.com/quietline/quietline/tunnel/rekey"
 	"github.com/quietline/quietline/tunnel/tun"
 	"github.com/quietline/quietline/tunnel/wire"
@@ -80,21 +81,58 @@ func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error
 		if err != nil {
 			return err
 		}
-		stack.add(keys.client.Close)
+		stack.add(keys.close)
 		e.keys, lc.Keys = &keys, keys
 		e.keeper = lineKeeper(cfg.Keys, keys.live, log)
 	}
-	mtu := cfg.TUN.MTU
-	if mtu == 0 {
-		if mtu, err = wire.InnerMTU(pathMTU, cfg.Endpoints[0].Remote.Addr()); err != nil {
-			return err
-		}
+	if lc.Pad, err = openPad(cfg); err != nil {
+		return err
+	}
+	mtu, err := innerMTU(cfg, lc.Pad != nil)
+	if err != nil {
+		return err
 	}
 	if err := openEnds(&lc, cfg, mtu, stack); err != nil {
 		return err
 	}
 	e.line, err = line.New(lc)
 	return err
+}
+
+// openPad makes the one-time pad; nil if the policy has none.
+func openPad(cfg *config.Line) (*line.Pad, error) {
+	policy, err := rekey.ParsePolicy(cfg.Policy)
+	if err != nil || !policy.Pad() {
+		return nil, err
+	}
+	m, err := pad.New(pad.Config{Target: cfg.PadHold})
+	if err != nil {
+		return nil, err
+	}
+	p := &line.Pad{Machine: m, Strict: policy == rekey.OTPStrict}
+	for _, c := range cfg.Classes {
+		class := line.Class{Name: c.Name, To: c.To, Pad: c.Pad, Urgent: c.Urgent}
+		for _, port := range c.Ports {
+			class.Ports = append(class.Ports, uint16(port))
+		}
+		for _, d := range c.DSCP {
+			class.DSCP = append(class.DSCP, uint8(d))
+		}
+		p.Classes = append(p.Classes, class)
+	}
+	return p, nil
+}
+
+// innerMTU is the site file's, or what a path of pathMTU leaves.
+func innerMTU(cfg *config.Line, padded bool) (int, error) {
+	if cfg.TUN.MTU != 0 {
+		return cfg.TUN.MTU, nil
+	}
+	mtu, err := wire.InnerMTU(pathMTU, cfg.Endpoints[0].Remote.Addr())
+	if err == nil && padded {
+		mtu, err = wire.PadMTU(mtu)
+	}
+	return mtu, err
 }
 
 // pathMTU is what a path carries unless the site file says otherwise, bytes:
@@ -158,6 +196,13 @@ func readBundle(cfg *config.Line) (*bundle.Bundle, error) {
 		return nil, fmt.Errorf("%w: it names the SAE %q, keys.peer_sae is %q", ErrBundle,
 			peer.EpochSAE, cfg.Keys.PeerSAE)
 	}
+	if cfg.Keys == nil || cfg.Keys.Pad == nil {
+		return peer, nil
+	}
+	if want := cfg.Keys.Pad.PeerSAE; want != peer.PadSAE {
+		return nil, fmt.Errorf("%w: it names the pad SAE %q, keys.pad.peer_sae is %q", ErrBundle,
+			peer.PadSAE, want)
+	}
 	return peer, nil
 }
 
@@ -171,6 +216,11 @@ func (e *lineEnd) follow(log *slog.Logger) part {
 		}
 		return together(ctx, e.dropOld, func(ctx context.Context) error {
 			e.keys.live.Follow(ctx, followEvery, log)
+			return nil
+		}, func(ctx context.Context) error {
+			if e.keys.pad != nil {
+				e.keys.pad.live.Follow(ctx, followEvery, log)
+			}
 			return nil
 		})
 	}
@@ -193,7 +243,7 @@ func (e *lineEnd) dropOld(ctx context.Context) error {
 		}
 		if left > 0 {
 			left--
-			e.keys.client.Close()
+			e.keys.close()
 		}
 	}
 }
@@ -235,9 +285,26 @@ func (e *lineEnd) look(ctx context.Context) {
 	}
 }
 
-// openKeySource makes the client of a line's key manager. It reads the files
-// and opens no connection. The caller closes the client.
+// openKeySource makes the clients of a line's key manager. It reads the files
+// and opens no connection. The caller closes it.
 func openKeySource(k *config.Keys, log *slog.Logger) (keySource, error) {
+	s, err := openClient(k, log)
+	if err != nil || k.Pad == nil {
+		return s, err
+	}
+	same := *k // but for who asks
+	same.Certificate, same.Key, same.PeerSAE = k.Pad.Certificate, k.Pad.Key, k.Pad.PeerSAE
+	p, err := openClient(&same, log)
+	if err != nil {
+		s.close()
+		return keySource{}, err
+	}
+	s.pad = &p
+	return s, nil
+}
+
+// openClient makes the client of one SAE.
+func openClient(k *config.Keys, log *slog.Logger) (keySource, error) {
 	live, err := identity.Open(identity.Config{
 		Pairs: []identity.Pair{{Cert: k.Certificate, Key: k.Key}},
 		CA:    k.CA,
@@ -298,6 +365,7 @@ func (e *lineEnd) status(cfg *config.Line) control.Status {
 	if stock := e.stock.Load(); stock != nil {
 		l.Stock = &stock.Keys
 	}
+	l.Pad = e.padStatus(st.Pad, cfg)
 	if p := st.Peer; !p.Since.IsZero() {
 		l.PeerLevel, l.PeerReason, l.PeerSince = p.Level.String(), p.Reason, moment(p.Since)
 	}

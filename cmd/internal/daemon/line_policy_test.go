@@ -95,7 +95,8 @@ func TestLineDaemonsWithoutKME(t *testing.T) {
 		}
 		return nil
 	}}
-	a, b := doorFor(t, kme, "line-tokyo", "line-kochi") // as the bundles of enrol name them
+	keys := doorFor(t, kme, "line-tokyo", "line-kochi") // as the bundles of enrol name them
+	a, b := keys("line-tokyo", "line-kochi"), keys("line-kochi", "line-tokyo")
 	c := newCable(t, func(i int, l *config.Line) {
 		l.Policy, l.Keys = "qkd-preferred", []*config.Keys{a, b}[i]
 		l.EpochLife, l.HoldMax = time.Second, 20*time.Second
@@ -119,4 +120,67 @@ func TestLineDaemonsWithoutKME(t *testing.T) {
 		l := c.line(t, 0)
 		return l != nil && len(l.Standing) == 0
 	})
+}
+
+// TestLineDaemonsWithPad: real daemons draw pad through real doors as an SAE of
+// its own, and carry a datagram under it; without the key manager the line goes
+// on until its pad is used up, and then refuses.
+func TestLineDaemonsWithPad(t *testing.T) {
+	lab.Need(t)
+	var away atomic.Bool
+	kme := &etsitest.KME{Stock: 100_000, Fail: func() error {
+		if away.Load() {
+			return etsi014.ErrDown
+		}
+		return nil
+	}}
+	keys := doorFor(t, kme, "line-tokyo", "line-kochi", "pad-tokyo", "pad-kochi")
+	names := [2]string{"tokyo", "kochi"}
+	c := newCable(t, func(i int, l *config.Line) {
+		own, peer := names[i], names[1-i]
+		k, p := keys("line-"+own, "line-"+peer), keys("pad-"+own, "pad-"+peer)
+		k.Pad = &config.PadKeys{Certificate: p.Certificate, Key: p.Key, SAE: p.SAE, PeerSAE: p.PeerSAE}
+		l.Policy, l.Keys, l.PadHold = "otp-strict", k, 64<<10
+		l.EpochLife, l.HoldMax = time.Second, time.Hour
+	})
+	defer c.run(t, 0)()
+	defer c.run(t, 1)()
+	c.level(t, "OTP")
+	s := c.line(t, 0)
+	if s.Pad == nil || s.Pad.InformationTheoretic || len(s.Pad.NotBecause) == 0 || s.Device.MTU != 1390 ||
+		s.Pad.Drawn == 0 || s.Pad.Collected == 0 {
+		t.Errorf("%+v %+v", s, s.Pad)
+	}
+	to, err := c.ends[1].Namespace.ListenPacket("udp", "10.9.0.2:9000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	from, err := c.ends[0].Namespace.Dial(t.Context(), "udp", "10.9.0.2:9000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	await(t, "a datagram comes through", func() bool {
+		_, _ = from.Write([]byte("under one-time pad"))
+		buf := make([]byte, 100)
+		_ = to.SetReadDeadline(time.Now().Add(time.Second))
+		n, _, err := to.ReadFrom(buf)
+		return err == nil && string(buf[:n]) == "under one-time pad"
+	})
+	away.Store(true)
+	refused := false
+	await(t, "pad is used up", func() bool {
+		for range 20 {
+			_, err := from.Write(make([]byte, 1000))
+			refused = refused || err != nil // ICMP from the line
+		}
+		s := c.line(t, 0)
+		return s != nil && s.Level == "BLOCKED" && s.Drops["no_pad"] > 0 && refused
+	})
+	if s := c.line(t, 0); s.Pad.Classes[0].Plain+s.Pad.Classes[0].Demoted != 0 {
+		t.Errorf("packets went without pad: %+v", s.Pad.Classes)
+	}
+	away.Store(false)
+	c.level(t, "OTP")
 }

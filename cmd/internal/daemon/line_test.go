@@ -129,7 +129,8 @@ func enrol(t *testing.T) (lines [2]config.Line) {
 	}
 	for i := range names {
 		other := bundle.Bundle{Version: bundle.Version, LinkID: id, Site: names[1-i], Suite: rekey.XWing,
-			Static: publics[1-i], EpochSAE: "line-" + names[1-i]}
+			Static: publics[1-i], EpochSAE: "line-" + names[1-i],
+			PadSAE: "pad-" + names[1-i]}
 		if err := other.Sign(signer); err != nil {
 			t.Fatal(err)
 		}

@@ -84,6 +84,14 @@ var (
 	tunnelProven  = gauge("tunnel_path_proven", "1 if the other end answered a probe of it.", "line")
 	tunnelMoves   = counter("tunnel_peer_moves_total", "Changes of the other end's address.", "line")
 	tunnelDrops   = counter("tunnel_drops_total", "Packets and datagrams dropped.", "line", "reason")
+	tunnelPadLeft = gauge("tunnel_pad_left_bytes", "One-time pad ready for sending.", "line")
+	tunnelPadHold = gauge("tunnel_pad_hold_bytes", "One-time pad that counts as full.", "line")
+	tunnelPadTime = gauge("tunnel_pad_left_seconds",
+		"How long the pad lasts at the present rates; absent = for ever.", "line")
+	tunnelPadBytes = counter("tunnel_pad_bytes_total",
+		"One-time pad drawn, collected or lost.", "line", "what")
+	tunnelPadPackets = counter("tunnel_pad_packets_total",
+		"Packets of a line with pad: padded, plain, demoted or refused.", "line", "class", "outcome")
 )
 
 // Of one end of a simulated link.
@@ -202,8 +210,26 @@ func (e emitter) line(id string, l *control.Line) {
 		e.put(tunnelProven, truth(l.Socket.PathProven), id)
 	}
 	e.put(tunnelMoves, float64(l.Socket.Moves), id)
+	if l.Pad != nil {
+		e.pad(id, l.Pad)
+	}
 	for reason, n := range l.Drops {
 		e.put(tunnelDrops, float64(n), id, reason)
+	}
+}
+
+func (e emitter) pad(id string, p *control.Pad) {
+	e.put(tunnelPadLeft, float64(p.Left), id)
+	e.put(tunnelPadHold, float64(p.Hold), id)
+	e.known(tunnelPadTime, p.LeftFor, id)
+	e.put(tunnelPadBytes, float64(p.Drawn), id, "drawn")
+	e.put(tunnelPadBytes, float64(p.Collected), id, "collected")
+	e.put(tunnelPadBytes, float64(p.Lost), id, "lost")
+	for _, c := range p.Classes {
+		for outcome, n := range map[string]uint64{"padded": c.Padded, "plain": c.Plain,
+			"demoted": c.Demoted, "refused": c.Refused} {
+			e.put(tunnelPadPackets, float64(n), id, c.Name, outcome)
+		}
 	}
 }
 
