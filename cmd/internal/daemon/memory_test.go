@@ -36,14 +36,25 @@ func drawAndWait() int {
 	return 0
 }
 
-// draw asks for keys in every way: one and many, by GET and by POST, over
-// connections that it closes and others that it keeps.
+// way is a way to ask for keys.
+type way struct {
+	method string
+	number int
+	size   int  // bits
+	also   bool // for a second SAE too
+}
+
+// ways are one and many, by GET and by POST, short keys and such of several
+// slots, over more than one segment, for one SAE and for two.
+var ways = []way{{"GET", 1, 256, false}, {"POST", 1, 256, false}, {"POST", 8, 256, false},
+	{"POST", 128, 256, false}, {"GET", 3, 128, false}, {"POST", 4, 1024, false},
+	{"POST", 2, 256, true}, {"POST", 2, 520, true}}
+
+// draw asks for keys in every way, over connections that it closes and others
+// that it keeps.
 func draw(args []string) error {
 	dir, tokyo, kochi := args[0], args[1], args[2]
-	for _, way := range []struct {
-		method string
-		number int
-	}{{"GET", 1}, {"POST", 1}, {"POST", 8}, {"POST", 128}} {
+	for _, w := range ways {
 		for _, fate := range []string{"closed", "kept"} {
 			a, err := speaker(dir, "sae-tokyo")
 			if err != nil {
@@ -53,12 +64,21 @@ func draw(args []string) error {
 			if err != nil {
 				return err
 			}
-			if err := pass(a, b, tokyo, kochi, way.method, way.number, fate); err != nil {
+			targets := []*http.Client{b}
+			if w.also {
+				c, err := speaker(dir, "other-kochi")
+				if err != nil {
+					return err
+				}
+				targets = append(targets, c)
+			}
+			if err := pass(a, targets, tokyo, kochi, w, fate); err != nil {
 				return err
 			}
 			if fate == "closed" {
-				a.CloseIdleConnections()
-				b.CloseIdleConnections()
+				for _, c := range append(targets, a) {
+					c.CloseIdleConnections()
+				}
 			}
 		}
 	}
@@ -86,10 +106,14 @@ type container struct {
 }
 
 // pass draws keys at one door, fetches them at the other and tells them.
-func pass(a, b *http.Client, tokyo, kochi, method string, number int, fate string) error {
-	var drawn, got container
-	query, body := fmt.Sprintf("?number=%d", number), fmt.Sprintf(`{"number":%d}`, number)
-	if err := ask(a, method, "https://"+tokyo+encPath, query, body, &drawn); err != nil {
+func pass(a *http.Client, targets []*http.Client, tokyo, kochi string, w way, fate string) error {
+	var drawn container
+	query := fmt.Sprintf("?number=%d&size=%d", w.number, w.size)
+	body := fmt.Sprintf(`{"number":%d,"size":%d}`, w.number, w.size)
+	if w.also {
+		body = strings.Replace(body, "{", `{"additional_slave_SAE_IDs":["other-kochi"],`, 1)
+	}
+	if err := ask(a, w.method, "https://"+tokyo+encPath, query, body, &drawn); err != nil {
 		return err
 	}
 	var ids []string
@@ -97,11 +121,18 @@ func pass(a, b *http.Client, tokyo, kochi, method string, number int, fate strin
 		ids = append(ids, `{"key_ID":"`+k.ID+`"}`)
 	}
 	query, body = "?key_ID="+drawn.Keys[0].ID, `{"key_IDs":[`+strings.Join(ids, ",")+`]}`
-	if err := ask(b, method, "https://"+kochi+decPath, query, body, &got); err != nil {
-		return err
+	method := w.method
+	if len(ids) > 1 {
+		method = "POST" // a GET names one key
 	}
-	if !reflect.DeepEqual(drawn, got) {
-		return errors.New("the two sites hold different keys")
+	for _, b := range targets {
+		var got container
+		if err := ask(b, method, "https://"+kochi+decPath, query, body, &got); err != nil {
+			return err
+		}
+		if !reflect.DeepEqual(drawn, got) {
+			return errors.New("the two sites hold different keys")
+		}
 	}
 	for _, k := range drawn.Keys {
 		for i := range k.Key {
@@ -202,7 +233,11 @@ func TestDeliveredKeysLeaveMemory(t *testing.T) {
 		needles = append(needles, needle(t, veiled))
 		most = append(most, map[string]int{"kept": alive, "closed": 0}[word])
 	}
-	if want := 2 * (1 + 1 + 8 + 128); len(needles) != want {
+	want := 0
+	for _, w := range ways {
+		want += 2 * w.number
+	}
+	if len(needles) != want {
 		t.Fatalf("%d keys were drawn, want %d", len(needles), want)
 	}
 	t.Logf("while the connections live: %s", copies(t, needles, most))
