@@ -2,6 +2,7 @@ package peer
 
 import (
 	"slices"
+	"time"
 
 	"github.com/quietline/quietline/kms"
 )
@@ -50,16 +51,28 @@ func (m *Machine) mark(s *segment, marks []mark) {
 		if g == nil || k.slots > g.Slots || k.slots <= g.drawn*g.per {
 			continue
 		}
-		g.drawn = k.slots / g.per
-		m.retain(g)
+		n := k.slots/g.per - g.drawn
+		g.drawn += n
+		m.retain(g, n)
 	}
 }
 
-// retain starts the clock for the keys drawn up to now.
-func (m *Machine) retain(g *grant) {
-	if len(g.roles) > 0 {
-		g.aged = append(g.aged, aged{g.drawn, m.now})
+// retainGrain is how exactly retention is kept: keys of a second expire
+// together, never early.
+const retainGrain = time.Second
+
+// retain starts the clock for the n keys that are newly known to be drawn.
+func (m *Machine) retain(g *grant, n int) {
+	if len(g.roles) == 0 {
+		return
 	}
+	g.seg.owed += n * len(g.roles)
+	at := (m.now + retainGrain - 1).Truncate(retainGrain)
+	if k := len(g.aged); k > 0 && g.aged[k-1].at == at {
+		g.aged[k-1].upTo = g.drawn
+		return
+	}
+	g.aged = append(g.aged, aged{g.drawn, at})
 }
 
 // expireKeys destroys drawn keys that no target fetched in time, closes what
@@ -106,7 +119,7 @@ func (m *Machine) expire(g *grant, ro *role, upTo int) {
 // was the last.
 func (m *Machine) take(g *grant, ro *role, key int, delivered bool) {
 	ro.done.Set(key)
-	ro.taken++
+	g.seg.owed--
 	if delivered && len(g.roles) > 1 {
 		if g.got == nil {
 			g.got = kms.NewBitmap(g.keys)
@@ -141,15 +154,8 @@ func (m *Machine) consume(g *grant, delivered bool) {
 
 // closeIfDone closes a segment of which nothing is left to deliver: rule 9.
 func (m *Machine) closeIfDone(s *segment) {
-	if s.State != kms.StateOpen {
+	if s.State != kms.StateOpen || s.owed > 0 { // a target may still fetch
 		return
-	}
-	for _, g := range s.grants {
-		for i := range g.roles {
-			if g.roles[i].taken < g.drawn {
-				return // a target may still fetch
-			}
-		}
 	}
 	switch {
 	case m.owns(s):
@@ -187,15 +193,11 @@ func (m *Machine) usedUp(s *segment) bool {
 	if s.room(kms.KeySlots(m.cfg.KeySizeBits, s.SlotBytes)) > 0 {
 		return false
 	}
-	idle := m.now >= s.drawAt+m.cfg.Retention
-	for _, g := range s.grants {
-		switch {
-		case g.drawn == g.keys, g.dead:
-		case !idle, !g.acked:
-			return false
-		}
+	if s.undrawn == 0 {
+		return true
 	}
-	return true
+	return m.now >= s.drawAt+m.cfg.Retention && !slices.ContainsFunc(s.grants,
+		func(g *grant) bool { return g.drawn < g.keys && !g.dead && !g.acked })
 }
 
 func (m *Machine) closeReceived(l *link, msg *message) {

@@ -35,6 +35,9 @@ type shape struct {
 	rate   float64 // keys a second
 	drawAt time.Duration
 	asked  time.Duration // last GRANT
+
+	asking  bool // among remote.asking
+	blocked int  // the pass of serve that found too few keys
 }
 
 // draw is a request that waits for its grant.
@@ -58,8 +61,26 @@ func (m *Machine) draw(in Draw) {
 	m.waiting[in.Ticket] = d
 	r.queue = append(r.queue, d)
 	sh.wanted += in.Number
-	m.pump(r)
-	m.grantAhead(r, sh)
+	r.stirred = true
+	if !sh.asking {
+		sh.asking = true
+		r.asking = append(r.asking, sh)
+	}
+}
+
+// settle serves what the inputs of a step have stirred, once for all of them.
+func (m *Machine) settle() {
+	for _, r := range m.ordered {
+		if r.stirred {
+			r.stirred = false
+			m.pump(r)
+		}
+		for _, sh := range r.asking {
+			sh.asking = false
+			m.grantAhead(r, sh)
+		}
+		r.asking = r.asking[:0]
+	}
 }
 
 // route finds the peer that serves the targets we do not; the loopback pool if
@@ -183,26 +204,28 @@ func (m *Machine) pump(r *remote) {
 // serve answers every waiting draw that acknowledged grants cover, in order of
 // arrival for each shape.
 func (m *Machine) serve(r *remote) {
-	var blocked []*shape
-	for i := 0; i < len(r.queue); {
-		d := r.queue[i]
-		if d.shape.free < d.Number || slices.Contains(blocked, d.shape) {
-			blocked = append(blocked, d.shape)
-			i++
+	r.pass++
+	waiting := r.queue[:0]
+	for _, d := range r.queue {
+		if d.shape.free < d.Number || d.shape.blocked == r.pass {
+			d.shape.blocked = r.pass
+			waiting = append(waiting, d)
 			continue
 		}
-		r.queue = slices.Delete(r.queue, i, i+1)
 		delete(m.waiting, d.Ticket)
 		d.shape.wanted -= d.Number
 		m.answer(Answer{Ticket: d.Ticket, Keys: m.claim(d)})
 	}
+	clear(r.queue[len(waiting):])
+	r.queue = waiting
 }
 
 // claim draws a request's keys from its shape's grants, oldest first.
 func (m *Machine) claim(d *draw) []KeyRef {
 	keys := make([]KeyRef, 0, d.Number)
 	sh := d.shape
-	for _, g := range slices.Clone(sh.grants) {
+	for i := 0; i < len(sh.grants) && len(keys) < d.Number; i++ {
+		g := sh.grants[i]
 		n := min(d.Number-len(keys), g.keys-g.drawn)
 		if !g.acked || n <= 0 {
 			continue
@@ -223,13 +246,12 @@ func (m *Machine) claim(d *draw) []KeyRef {
 			s.link.remote.ready -= n * g.per
 		}
 		s.drawAt = m.now
-		m.retain(g)
+		m.retain(g, n)
 		if g.drawn == g.keys {
-			sh.grants = slices.DeleteFunc(sh.grants, func(o *grant) bool { return o == g })
+			sh.grants = slices.Delete(sh.grants, i, i+1)
+			i--
+			s.undrawn--
 			m.closeIfDone(s)
-		}
-		if len(keys) == d.Number {
-			break
 		}
 	}
 	return keys
@@ -285,14 +307,21 @@ func (m *Machine) openFor(r *remote, per, lack int) {
 // failShort answers draws that the stock cannot cover, newest first, so that
 // those that came before are not starved by what came after.
 func (m *Machine) failShort(r *remote) {
+	up, per, room := r.up(), 0, 0
 	for i := len(r.queue) - 1; i >= 0; i-- {
 		d := r.queue[i]
 		sh := d.shape
 		have := sh.free
-		if r.up() {
+		if up {
 			have += sh.coming
-			open, closed := r.room(sh.per, sh.wanted-have)
-			have += open + closed
+		}
+		lack := sh.wanted - have
+		if lack > 0 && up {
+			if sh.per != per || room < lack {
+				open, closed := r.room(sh.per, lack)
+				per, room = sh.per, open+closed
+			}
+			have += room
 		}
 		if sh.wanted <= have {
 			continue
@@ -434,8 +463,9 @@ func (m *Machine) fetch(in Fetch) {
 		g := p.grant
 		keys = append(keys, g.ref(in.IDs[i], p.key))
 		if p.key >= g.drawn { // it was drawn, and with it all before: a watermark
-			g.drawn = p.key + 1
-			m.retain(g)
+			n := p.key + 1 - g.drawn
+			g.drawn += n
+			m.retain(g, n)
 		}
 		m.claimSlots(g, p.role.place, in.Target, p.key, 1)
 		m.take(g, p.role, p.key, true)

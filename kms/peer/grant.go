@@ -31,7 +31,6 @@ type grant struct {
 type role struct {
 	place   int // in Grant.Targets
 	done    kms.Bitmap
-	taken   int // keys fetched or expired
 	expired int // keys looked at for expiry
 }
 
@@ -55,7 +54,8 @@ func (m *Machine) newGrant(s *segment, g kms.Grant) *grant {
 			x.roles = append(x.roles, role{place: place, done: kms.NewBitmap(x.keys)})
 		}
 	}
-	s.grants = append(s.grants, x)
+	i, _ := s.place(g.First)
+	s.grants = slices.Insert(s.grants, i, x)
 	return x
 }
 
@@ -115,6 +115,7 @@ func (m *Machine) makeGrant(sh *shape, s *segment, n int, ready bool) {
 		Initiator: sh.initiator, Targets: sh.targets})
 	g.shape, g.ready = sh, ready
 	s.next += g.Slots
+	s.undrawn++
 	sh.grants = append(sh.grants, g)
 	m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g.Grant})
 	if s.link.remote.local {
@@ -162,11 +163,9 @@ func (m *Machine) grantReceived(l *link, msg *message) {
 		return
 	}
 	g := msg.grant
-	for _, have := range s.grants {
-		if sameGrant(have.Grant, g) {
-			m.send(r, message{kind: kGrantAck, id: s.ID, first: g.First})
-			return
-		}
+	if have := s.grantAt(g.First); have != nil && sameGrant(have.Grant, g) {
+		m.send(r, message{kind: kGrantAck, id: s.ID, first: g.First})
+		return
 	}
 	if !m.fits(s, g) {
 		m.event(Event{Alarm: true, Text: "grant contradicts another", Link: l.ID, Segment: s.ID})
@@ -195,12 +194,9 @@ func (m *Machine) fits(s *segment, g kms.Grant) bool {
 	if g.Slots%per != 0 || g.First > s.Slots || g.Slots > s.Slots-g.First {
 		return false
 	}
-	for _, have := range s.grants {
-		if g.First < have.First+have.Slots && have.First < g.First+g.Slots {
-			return false
-		}
-	}
-	return true
+	i, same := s.place(g.First)
+	return !same && (i == len(s.grants) || s.grants[i].First >= g.First+g.Slots) &&
+		(i == 0 || s.grants[i-1].First+s.grants[i-1].Slots <= g.First)
 }
 
 // known tells whether the SAEs of a peer's grant are where the peer thinks.
@@ -219,11 +215,16 @@ func (m *Machine) known(r *remote, g kms.Grant) bool {
 	return ours
 }
 
+// place is where the grant from that slot on stands, or would.
+func (s *segment) place(first int) (int, bool) {
+	return slices.BinarySearchFunc(s.grants, first, func(g *grant, first int) int {
+		return g.First - first
+	})
+}
+
 func (s *segment) grantAt(first int) *grant {
-	for _, g := range s.grants {
-		if g.First == first {
-			return g
-		}
+	if i, ok := s.place(first); ok {
+		return s.grants[i]
 	}
 	return nil
 }
@@ -244,7 +245,7 @@ func (m *Machine) grantAcked(l *link, msg *message) {
 	if took := m.now - g.shape.asked; took > 0 {
 		r.rtt += (took - r.rtt) / 8 // smoothed as in RFC 6298 section 2
 	}
-	m.pump(r)
+	r.stirred = true
 }
 
 // strangerRefused: the peer does not serve those SAEs. The slots stay unused.
@@ -254,6 +255,7 @@ func (m *Machine) strangerRefused(s *segment, first int) {
 		return
 	}
 	g.dead = true
+	s.undrawn--
 	sh := g.shape
 	sh.coming -= g.keys
 	for _, d := range slices.Clone(s.link.remote.queue) {

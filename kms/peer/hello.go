@@ -44,6 +44,10 @@ type remote struct {
 	shapes map[shapeID]*shape
 	ready  int     // slots granted ahead of demand and not drawn
 	queue  []*draw // draws that wait, oldest first
+
+	stirred bool     // something may have changed for them in this step
+	asking  []*shape // drawn from in this step
+	pass    int      // of serve
 }
 
 func newRemote(id etsi014.KMEID) *remote {

@@ -124,7 +124,7 @@ func (m *Machine) filled(l *link, in Ingested) {
 	m.change(kms.Change{Op: kms.OpIngest, Segment: id, Meta: in.Segment, Sealed: in.Sealed})
 	m.change(kms.Change{Op: kms.OpConfirm, Segment: id})
 	m.change(kms.Change{Op: kms.OpOpen, Segment: id, Session: s.Session})
-	m.pump(l.remote)
+	l.remote.stirred = true
 }
 
 // fullLoop answers who wants more than the pool may hold.

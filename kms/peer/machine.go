@@ -333,6 +333,7 @@ func (m *Machine) Step(now time.Duration, inputs ...Input) Output {
 	for _, in := range inputs {
 		m.input(in)
 	}
+	m.settle()
 	if m.wakeAt == 0 || now >= m.wakeAt {
 		m.tick()
 	}

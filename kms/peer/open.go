@@ -54,7 +54,7 @@ func (m *Machine) openAcked(l *link, id kms.SegmentID) {
 	if !s.acked {
 		s.acked = true
 		m.repeat(s, true)
-		m.pump(l.remote)
+		l.remote.stirred = true
 	}
 }
 

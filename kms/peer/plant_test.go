@@ -227,18 +227,18 @@ var plants = []plant{
 	}
 	if ready {
 `},
-	{8, "peer/grant.go", `		if sameGrant(have.Grant, g) {
-`, `		if planted == 8 && have.First == g.First {
-			m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g})
-		}
-		if sameGrant(have.Grant, g) {
+	{8, "peer/grant.go", `	if have := s.grantAt(g.First); have != nil && sameGrant(have.Grant, g) {
+`, `	if planted == 8 && s.grantAt(g.First) != nil {
+		m.change(kms.Change{Op: kms.OpGrant, Segment: s.ID, Session: s.Session, Grant: g})
+	}
+	if have := s.grantAt(g.First); have != nil && sameGrant(have.Grant, g) {
 `},
 	{9, "peer/grant.go", `	g := msg.grant
-	for _, have`, `	g := msg.grant
+`, `	g := msg.grant
 	if planted == 9 {
 		g.SizeBits = 256
 	}
-	for _, have`},
+`},
 	{10, "peer/machine.go", `	out.Wake, m.out = m.wakeAt, nil
 `, `	if planted == 10 {
 		before, ok := kept.LoadAndDelete(m)
@@ -261,14 +261,13 @@ var plants = []plant{
 	return s.Owner == m.cfg.KME
 }
 `},
-	{14, "peer/close.go", `			if g.roles[i].taken < g.drawn {
-`, `			if planted != 14 && g.roles[i].taken < g.drawn {
-`},
-	{15, "peer/grant.go", `	s.grants = append(s.grants, x)
+	{14, "peer/close.go", `	if s.State != kms.StateOpen || s.owed > 0 {`,
+		`	if s.State != kms.StateOpen || planted != 14 && s.owed > 0 {`},
+	{15, "peer/grant.go", `	s.grants = slices.Insert(s.grants, i, x)
 `, `	if planted == 15 {
 		x.aged = []aged{{x.keys, m.now}}
 	}
-	s.grants = append(s.grants, x)
+	s.grants = slices.Insert(s.grants, i, x)
 `},
 	{16, "peer/simsite_test.go", `	s.disk.slots[(next+1)%2] = next
 `, `	s.disk.slots[(next+1)%2] = next
@@ -279,9 +278,9 @@ var plants = []plant{
 	{17, "peer/close.go", `	s.touched = true
 `, `	s.touched = planted != 17
 `},
-	{18, "peer/grant.go", `	s.grants = append(s.grants, x)
+	{18, "peer/grant.go", `	s.grants = slices.Insert(s.grants, i, x)
 	return x
-`, `	s.grants = append(s.grants, x)
+`, `	s.grants = slices.Insert(s.grants, i, x)
 	for i := range x.roles {
 		if planted == 18 {
 			x.roles[i].done = x.roles[0].done

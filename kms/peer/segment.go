@@ -50,11 +50,13 @@ type segment struct {
 	closing       bool // the owner's CLOSE has come
 	idBlock       [16]byte
 
-	buried  kms.Bitmap // slots delivered or destroyed to the last role here
-	touched bool       // some were since the last turn
-	left    int        // slots not yet delivered, burnt, expired or void
-	next    int        // first slot not granted; our own segments only
-	grants  []*grant
+	buried  kms.Bitmap    // slots delivered or destroyed to the last role here
+	touched bool          // some were since the last turn
+	left    int           // slots not yet delivered, burnt, expired or void
+	next    int           // first slot not granted; our own segments only
+	grants  []*grant      // by first slot
+	undrawn int           // of them, those with keys to draw; our own segments only
+	owed    int           // keys drawn that a target served here has not had yet
 	final   []mark        // of CLOSE; our own segments only
 	drawAt  time.Duration // last draw
 
