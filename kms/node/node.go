@@ -268,7 +268,10 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 			continue
 		}
 		key, err := ring.Unwrap(keyring.IDKeyName(l.ID), lease.IDKey)
-		if err != nil {
+		if errors.Is(err, kms.ErrCorrupt) {
+			n.log.Error("ID key cannot be read", "link", l.ID, "err", err) // the machine makes another
+			continue
+		} else if err != nil {
 			return nil, fmt.Errorf("open ID key of link %s: %w", l.ID, err)
 		}
 		defer key.Clear()

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"io"
 	"slices"
 
 	"github.com/quietline/quietline/kms"
@@ -14,13 +15,18 @@ func (m *Machine) agreeIDKey(l *link) {
 		return
 	}
 	if l.idKey == nil {
-		key := make([]byte, IDKeySize)
-		if _, err := m.cfg.Rand.Read(key); err != nil {
-			panic("read randomness: " + err.Error()) // crypto/rand never fails
-		}
-		m.setIDKey(l, key)
+		m.drawIDKey(l)
 	}
 	m.repeatIDKey(l, true)
+}
+
+// drawIDKey makes a new ID key.
+func (m *Machine) drawIDKey(l *link) {
+	key := make([]byte, IDKeySize)
+	if _, err := io.ReadFull(m.cfg.Rand, key); err != nil {
+		panic("read randomness: " + err.Error()) // crypto/rand never fails
+	}
+	m.setIDKey(l, key)
 }
 
 func (m *Machine) repeatIDKey(l *link, now bool) {

@@ -1,7 +1,6 @@
 package peer
 
 import (
-	"io"
 	"slices"
 	"time"
 
@@ -34,7 +33,6 @@ func (m *Machine) addLoop(lease kms.Lease) {
 	r := newRemote(m.cfg.KME)
 	r.local, r.reason = true, ""
 	m.loop = newLink(Link{ID: kms.Loopback, Peer: m.cfg.KME}, r, lease)
-	m.loop.stale = lease.IDKey.Epoch != 0
 	m.links[kms.Loopback] = m.loop
 	m.ordered = append(m.ordered, r)
 }
@@ -44,20 +42,7 @@ func (m *Machine) renewLoop() {
 	r := m.loop.remote
 	r.connected, r.agreed, r.proven = true, true, true
 	r.session = sessionOf(m.cfg.KME, m.self, m.cfg.KME, m.self)
-	if m.loop.stale { // a stored ID key must turn with the epoch, so it is replaced
-		m.nameLoop()
-	}
 	m.voidLoaded(m.loop, "the loopback pool ends with its process")
-}
-
-// nameLoop draws this process's ID key.
-func (m *Machine) nameLoop() {
-	key := make([]byte, IDKeySize)
-	if _, err := io.ReadFull(m.cfg.Rand, key); err != nil {
-		panic("read randomness: " + err.Error()) // crypto/rand never fails
-	}
-	m.setIDKey(m.loop, key)
-	m.loop.stale, m.loop.idAgreed = false, true
 }
 
 // spareSlots is how many slots the pool may still be filled with.
@@ -109,8 +94,9 @@ func (m *Machine) filled(l *link, in Ingested) {
 		return
 	}
 	if l.idKey == nil {
-		m.nameLoop()
+		m.drawIDKey(l)
 	}
+	l.idAgreed = true
 	s := &segment{Segment: in.Segment, link: l, since: m.now, left: in.Segment.Slots, drawAt: m.now}
 	l.asked, l.generation, l.floor = 0, id.Generation, id.Number+1
 	l.add(s)

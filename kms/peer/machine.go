@@ -102,7 +102,7 @@ func (c Config) withDefaults() Config {
 type Snapshot struct {
 	KME    kms.Lease
 	Links  map[kms.LinkID]kms.Lease // kms.Loopback among them
-	IDKeys map[kms.LinkID][]byte    // unwrapped, IDKeySize bytes, where there is one
+	IDKeys map[kms.LinkID][]byte    // unwrapped, IDKeySize bytes, where one can be read
 }
 
 // Input is one event that the Machine is stepped with: one of the types below.
@@ -313,7 +313,7 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 		if l.names, err = newNamer(key); err != nil {
 			return err
 		}
-		l.idKey = slices.Clone(key)
+		l.idKey, l.stale = slices.Clone(key), false
 	}
 	m.links[c.ID] = l
 	slices.SortFunc(r.links, func(a, b *link) int {
@@ -381,6 +381,11 @@ func (m *Machine) input(in Input) {
 
 func (m *Machine) boot() {
 	m.incarnate(m.booted+1, "start")
+	for _, r := range m.ordered {
+		for _, l := range r.links {
+			m.mend(l)
+		}
+	}
 }
 
 // incarnate takes a new incarnation and abandons what was opened in an

@@ -334,12 +334,16 @@ var plants = []plant{
 	{24, "storetest/memory.go", `		if bits.Get(i) {
 `, `		if bits.Get(i) && (planted != 24 || c.Role == kms.RoleInitiator) {
 `},
-	{25, "peer/loopback.go", `	m.setIDKey(m.loop, key)
-`, `	if planted == 25 {
+	{25, "peer/idkey.go", `	m.setIDKey(l, key)
+}
+
+func (m *Machine) repeatIDKey(`, `	if planted == 25 && l == m.loop {
 		clear(key)
 	}
-	m.setIDKey(m.loop, key)
-`},
+	m.setIDKey(l, key)
+}
+
+func (m *Machine) repeatIDKey(`},
 	{26, "peer/simsite_test.go", `		s.disk.slots[next%2] = []uint64{s.epoch, torn, 0}[w.rng.IntN(3)]
 `, `		s.disk.slots[next%2] = []uint64{s.epoch, torn, 0}[w.rng.IntN(3)]
 		if planted == 26 && w.chance(50) {

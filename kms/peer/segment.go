@@ -29,9 +29,11 @@ type link struct {
 	served            []*segment            // OPEN and the peer's
 	slots             int                   // in all live segments
 	asked             int                   // slots that are being filled; loopback only
+	damaged           []kms.SegmentID       // that the store cannot read
+	lost              uint64                // slots that were left in them
 
 	idKey    []byte
-	stale    bool // the store has an ID key of an earlier process; loopback only
+	stale    bool // the store has an ID key that is not ours to use
 	names    namer
 	idAgreed bool // in this session
 	idDue    time.Duration
@@ -73,6 +75,7 @@ func newLink(c Link, r *remote, lease kms.Lease) *link {
 		pending:  map[*segment]struct{}{},
 	}
 	l.Weights = c.Weights.orDefault()
+	l.stale = lease.IDKey.Epoch != 0
 	l.load(lease)
 	r.links = append(r.links, l)
 	return l
@@ -103,6 +106,33 @@ func (l *link) load(lease kms.Lease) {
 		}
 		l.add(x)
 	}
+	for _, s := range lease.Unreadable {
+		l.damaged, l.lost = append(l.damaged, s.ID), stored
+	}
+}
+
+// mend gives up what of a link could not be read at the start, each with an
+// alarm, so that the rest is served: segments are void, and an ID key is
+// replaced, which renames nothing, because nothing is open.
+func (m *Machine) mend(l *link) {
+	for _, id := range l.damaged {
+		m.event(Event{Alarm: true, Text: "segment cannot be read", Link: l.ID, Segment: id})
+		m.change(kms.Change{Op: kms.OpVoid, Segment: id, Reason: "its record cannot be read"})
+		bits := 8 * SlotBytes * l.lost // of all of them, counted with the first
+		l.ledger.Stored -= bits
+		l.ledger.Void += bits
+		l.lost, l.counted = 0, true
+	}
+	l.damaged = nil
+	if !l.stale {
+		return
+	}
+	if l != m.loop {
+		m.event(Event{Alarm: true, Text: "ID key cannot be read", Link: l.ID,
+			Reason: "the link gets a new one"})
+	}
+	m.drawIDKey(l) // what is stored must turn with the epoch, so it cannot stay
+	l.stale = false
 }
 
 func (l *link) add(s *segment) {
