@@ -67,8 +67,11 @@ func purpose(c wanted) string {
 	for _, a := range c.req.IPs {
 		names = append(names, a.String())
 	}
-	if c.use.URI != "" {
-		names = append(names, c.use.URI)
+	switch {
+	case c.req.KME != "":
+		names = append(names, pki.KMEURI(c.req.KME))
+	case c.req.SAE != "":
+		names = append(names, pki.SAEURI(c.req.SAE))
 	}
 	return fmt.Sprintf("by the CA for %s; extended key usage %s; SAN %s",
 		map[pki.Root]string{pki.SAERoot: "applications", pki.PeerRoot: "key managers"}[c.root],

@@ -219,6 +219,8 @@ func TestExternalRefusals(t *testing.T) {
 	o.ca("kmes", "root", "P-256", "")
 	o.ca("narrow", "root", "P-256", "\nnameConstraints=critical,permitted;DNS:hospital.example")
 	o.ca("other", "", "P-256", "")
+	o.ca("short", "root", "P-256", ",pathlen:0")
+	o.ca("below", "short", "P-256", "")
 	o.ssl("req", "-new", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout",
 		"x.key", "-out", "x.csr", "-subj", "/CN=x")
 	dir, p := begun(t, "tokyo")
@@ -245,10 +247,9 @@ func TestExternalRefusals(t *testing.T) {
 			[]string{"SAN URI urn:quietline:kme:kme-tokyo is missing", "have the CA copy the names"}},
 		"another door": {func() string { return o.sign(nameless, "apps") }, nil, nil,
 			[]string{"the SAN for 127.0.0.1 is missing", "door.hospital.example"}},
-		"a CA for other names": {func() string { return o.sign(door, "narrow", "narrow.crt") },
-			func(s *Signed) { s.SAECA, s.PeerCA = o.path("root.crt"), o.path("other.crt") }, pki.ErrChain,
-			[]string{`the path to the root "CN=root,O=Hospital" is not valid`, `issuer "CN=narrow,O=Hospital"`, "localhost", "not permitted",
-				"ask who runs the CA what it may sign"}},
+		"a CA too deep": {func() string { return o.sign(peer, "below", "below.crt", "short.crt") }, nil, pki.ErrChain,
+			[]string{`the path to the root "CN=root,O=Hospital" is not valid`, `issuer "CN=below,O=Hospital"`,
+				"too many intermediates", "ask who runs the CA what it may sign"}},
 		"constraints and a URN": {func() string { return o.sign(peer, "narrow", "narrow.crt") }, nil, pki.ErrChain,
 			[]string{`the path to the root "CN=root,O=Hospital" is not valid`, "urn:quietline:kme:kme-tokyo",
 				"our names are URNs, which have no host: take a CA without name constraints"}},

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/cmd/internal/config"
+	"github.com/quietline/quietline/cmd/internal/pki"
 )
 
 // TestMain plays a command that kills itself when the environment says so.
@@ -42,6 +43,7 @@ func child(what string, args []string) error {
 			select {} // nothing more is done
 		}
 	}
+	pki.Step = step
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	switch what {

@@ -12,13 +12,9 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/quietline/quietline/secret"
 )
 
 // maxCSR bounds a signing request, bytes: one with an RSA-4096 key and a dozen
@@ -44,7 +40,7 @@ func WriteCSR(req Request, keyPath, csrPath string) error {
 		return fmt.Errorf("request certificate %q: %w", req.CommonName, err)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	return secret.WriteFileMode(csrPath, text, 0o644)
+	return write(csrPath, text, 0o644)
 }
 
 // pendingKey loads or makes the key of a request.
@@ -149,10 +145,10 @@ func Import(keyPath, pairPath string, chain, roots []*x509.Certificate, use Use)
 	if err := p.Save(pairPath); err != nil {
 		return nil, err
 	}
-	if err := os.Remove(keyPath); err != nil {
+	if err := remove(keyPath); err != nil {
 		return nil, fmt.Errorf("import chain: %w", err)
 	}
-	return p, secret.SyncDir(filepath.Dir(keyPath))
+	return p, nil
 }
 
 // CheckChain tells the first of [ChainFaults].

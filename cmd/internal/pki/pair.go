@@ -45,7 +45,7 @@ func (p *Pair) Save(path string) error {
 	defer text.Clear()
 	copy(text.Expose(), chain.Bytes())
 	copy(text.Expose()[chain.Len():], key.Expose())
-	return secret.WriteFile(path, text.Expose())
+	return write(path, text.Expose(), 0o600)
 }
 
 // LoadPair reads what [Pair.Save] wrote, or any PEM file of certificates, leaf

@@ -241,12 +241,12 @@ func writeKey(path string, key crypto.Signer) error {
 	defer secret.Wipe(der)
 	text := secret.Own(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	defer text.Clear()
-	return secret.WriteFile(path, text.Expose())
+	return write(path, text.Expose(), 0o600)
 }
 
 func writeCertificate(path string, cert *x509.Certificate) error {
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})
-	return secret.WriteFileMode(path, text, 0o644)
+	return write(path, text, 0o644)
 }
 
 func readCertificate(path string) (*x509.Certificate, error) {

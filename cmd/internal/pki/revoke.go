@@ -8,8 +8,6 @@ import (
 	"math/big"
 	"os"
 	"time"
-
-	"github.com/quietline/quietline/secret"
 )
 
 // Revoke takes back every certificate issued to a name (its common name), or
@@ -102,5 +100,5 @@ func (a *Authority) writeCRL(root Root, add []*big.Int) error {
 		return fmt.Errorf("sign revocation list: %w", err)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "X509 CRL", Bytes: der})
-	return secret.WriteFileMode(a.CRLFile(root), text, 0o644)
+	return write(a.CRLFile(root), text, 0o644)
 }
