@@ -168,7 +168,9 @@ type draw struct {
 	who  etsi014.SAEID
 	at   etsi014.KMEID // whose stock
 	keys int
+	bits int // of each
 	cost int // default-size keys that it may use up
+	unit int // bits of a default-size key
 
 	// As booked: others' reserve, what all draws in flight may use up, this
 	// one with them, and what the SAE has drawn before.
@@ -187,8 +189,9 @@ func (a *accounts) book(d *draw) error {
 	if acc != nil {
 		d.reserve -= acc.Reserve
 		if wait := acc.keys.take(float64(d.keys), now); wait > 0 {
+			lack := min(int(math.Ceil(wait.Seconds()*acc.keys.rate)), d.keys)
 			return &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: wait, Cause: ErrRate,
-				Message: "too many keys of this SAE in a second"}
+				MissingBits: lack * d.bits, Message: "too many keys of this SAE in a second"}
 		}
 	}
 	if acc != nil && acc.Share > 0 {
@@ -236,14 +239,16 @@ func spare(free, reserve int) int { return free - (free+3)/4 - reserve }
 // judge holds the draw against what is granted to nobody yet, default-size
 // keys.
 func (d *draw) judge(free int) error {
-	if d.reserve > 0 && d.pending > spare(free, d.reserve) {
+	if lack := d.pending - spare(free, d.reserve); d.reserve > 0 && lack > 0 {
 		return &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: time.Second, Cause: ErrReserve,
-			Message: "what is left is reserved for other SAEs"}
+			MissingBits: min(lack, d.cost) * d.unit,
+			Message:     "what is left is reserved for other SAEs"}
 	}
 	stock := free - (d.pending - d.cost) + d.before
-	if d.share > 0 && float64(d.before+d.cost) > d.share*float64(stock) {
+	if lack := float64(d.before+d.cost) - d.share*float64(stock); d.share > 0 && lack > 0 {
 		return &etsi014.Error{Kind: etsi014.ErrEmpty, RetryAfter: time.Until(d.ends),
-			Cause: ErrQuota, Message: "the share of this SAE is drawn"}
+			Cause: ErrQuota, MissingBits: min(int(math.Ceil(lack)), d.cost) * d.unit,
+			Message: "the share of this SAE is drawn"}
 	}
 	return nil
 }
@@ -260,6 +265,7 @@ func (k *KME) draw(ctx context.Context, t *terms, shape Shape, n int) (keys []et
 	err error) {
 	unit := KeySlots(t.limits.KeySizeBits, slotBytes)
 	d := &draw{who: shape.Initiator, at: t.elsewhere(shape.Targets), keys: n,
+		bits: shape.SizeBits, unit: t.limits.KeySizeBits,
 		cost: (n*KeySlots(shape.SizeBits, slotBytes) + unit - 1) / unit}
 	if err := k.accounts.book(d); err != nil {
 		return nil, err
