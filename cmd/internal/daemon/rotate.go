@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quietline/quietline/cmd/internal/control"
 	"github.com/quietline/quietline/kms"
 	"github.com/quietline/quietline/kms/keyring"
@@ -51,6 +53,9 @@ func (r *Rotation) Run(ctx context.Context) (resumed bool, err error) {
 			if err := r.New(next); err != nil {
 				return false, err
 			}
+		}
+		if err := sameOwner(next, r.Path); err != nil {
+			return begun, err
 		}
 		if err := r.admit(ctx, next, !begun); err != nil {
 			return begun, err
@@ -130,6 +135,19 @@ func (r *Rotation) key(path string) (secret.Bytes, error) {
 		return secret.Bytes{}, err
 	}
 	return r.Key(path, s)
+}
+
+// sameOwner gives a file to the owner of another: the daemon must be able to
+// read what root makes for it.
+func sameOwner(path, like string) error {
+	var want, have unix.Stat_t
+	if err := errors.Join(unix.Stat(like, &want), unix.Stat(path, &have)); err != nil {
+		return fmt.Errorf("look at root key: %w", err)
+	}
+	if want.Uid == have.Uid && want.Gid == have.Gid {
+		return nil
+	}
+	return os.Lchown(path, int(want.Uid), int(want.Gid))
 }
 
 // swap puts the root key to come in place and keeps the one before.

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/quietline/quietline/cmd/internal/config"
 	"github.com/quietline/quietline/cmd/internal/control"
 	"github.com/quietline/quietline/kms"
@@ -229,5 +231,27 @@ func TestRotationRefused(t *testing.T) {
 	s := &config.Site{KME: &config.KME{Control: path + ".none"}}
 	if _, err := rotation(path, s.KME.Control).Run(t.Context()); !errors.Is(err, control.ErrDown) {
 		t.Errorf("nobody there: %v", err)
+	}
+}
+
+// TestRotationKeepsTheOwner: root may change the root key of a daemon that runs
+// as somebody else, who must be able to read it.
+func TestRotationKeepsTheOwner(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to give a file away needs root")
+	}
+	l := newLone(t)
+	path := l.env.Site.KME.RootKey
+	const nobody = 65534
+	if err := os.Chown(path, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := rotation(path, l.env.Site.KME.Control).Run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil || st.Uid != nobody || st.Gid != nobody ||
+		st.Mode&0o777 != 0o600 {
+		t.Errorf("owner %d:%d, mode %o, %v", st.Uid, st.Gid, st.Mode&0o777, err)
 	}
 }

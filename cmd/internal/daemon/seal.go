@@ -194,10 +194,15 @@ func (v *vault) drop() {
 	v.shut = make(chan struct{})
 }
 
-// sealed is closed when the vault is sealed by command.
+// sealed is closed when the vault is sealed, which it may be already.
 func (v *vault) sealed() <-chan struct{} {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.root.Len() == 0 {
+		shut := make(chan struct{})
+		close(shut)
+		return shut
+	}
 	return v.shut
 }
 

@@ -221,6 +221,9 @@ func TestVaultSlowsTriesDown(t *testing.T) {
 		if sealed, _, _ := v.state(); !sealed {
 			t.Error("not sealed after drop")
 		}
+		inner, stop := v.until(t.Context())
+		defer stop()
+		<-inner.Done() // who comes late must not run on
 	})
 }
 
