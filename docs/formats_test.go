@@ -34,6 +34,7 @@ var formats = []struct {
 	{"Key manager to key manager", "kms/peer", "kHello", ""},
 	{"Store file", "kms/boltstore", "", ""},
 	{"Sealing and the epoch file", "kms/keyring", "", ""},
+	{"Root key under a passphrase", "kms/keyring", "SealedRoot", ""},
 	{"Audit log", "kms/audit", "", ""},
 	{"Device to key manager", "hw/socket", "", "# Messages"},
 	{"Classical channel of a QKD link", "hw/distill", "", "# Messages"},

@@ -45,15 +45,9 @@ func NewRootKey(path string) error {
 	})
 }
 
-// NewSealedRoot makes a root key file under a passphrase, with mode 0600:
-//
-//	magic (8) "QLroot01" || passes (4) || memory in KiB (4) || lanes (4) || salt (16)
-//	|| nonce (12) || sealed root key (48) || SHA-256 of all before (32)
-//
-// The root key is 32 random bytes, sealed with AES-256-GCM under what Argon2id
-// (RFC 9106) makes of passphrase and salt; what stands before the nonce is the
-// associated data. It does not replace a file. It takes about half a second and
-// 64 MiB of memory, which the caller should get rid of by ending the process.
+// NewSealedRoot makes a root key file under a passphrase, see [SealedRoot], with
+// mode 0600. It does not replace a file. It takes about half a second and 64 MiB
+// of memory, which the caller should get rid of by ending the process.
 func NewSealedRoot(path string, passphrase secret.Bytes) error {
 	if n := utf8.RuneCount(passphrase.Expose()); n < MinPassphrase {
 		return fmt.Errorf("make root key %s: %w: it has %d characters, at least %d are needed", path,
@@ -123,7 +117,14 @@ func ReadRootKey(path string) (secret.Bytes, error) {
 	return key, nil
 }
 
-// SealedRoot is a root key file under a passphrase. It holds nothing secret.
+// SealedRoot is a root key file under a passphrase. It holds nothing secret:
+//
+//	magic (8) "QLroot01" || passes (4) || memory in KiB (4) || lanes (4) || salt (16)
+//	|| nonce (12) || sealed root key (48) || SHA-256 of all before (32)
+//
+// The root key is 32 random bytes, sealed with AES-256-GCM under what Argon2id
+// (RFC 9106) makes of passphrase and salt; what stands before the nonce is the
+// associated data. Numbers are big-endian.
 type SealedRoot struct{ data []byte }
 
 // ReadSealedRoot reads such a file. Errors: kms.ErrCorrupt, secret.ErrExposed,
