@@ -47,6 +47,9 @@ var (
 	// ErrFull: the link holds as many segments as it may; the device keeps the
 	// block until some are used up.
 	ErrFull = errors.New("stock is full")
+	// ErrSpace: the disk has no room for another block beside what is kept for
+	// claims, voids and turns.
+	ErrSpace = errors.New("disk is full")
 	// ErrChange: the change itself makes no sense.
 	ErrChange = errors.New("change is not valid")
 )
@@ -71,7 +74,8 @@ var (
 
 // refusals are the errors after which a store is as it was before.
 var refusals = []error{
-	ErrFenced, ErrClaimed, ErrState, ErrSession, ErrGrant, ErrNoSegment, ErrSeen, ErrChange,
+	ErrFenced, ErrClaimed, ErrState, ErrSession, ErrGrant, ErrNoSegment, ErrSeen, ErrSpace,
+	ErrChange,
 }
 
 // Refused tells whether err is a store's refusal: nothing was stored.

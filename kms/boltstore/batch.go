@@ -138,6 +138,14 @@ func (s *Store) writeBack(batch []byte, end kms.Position) error {
 	if err := tx.Commit(); err != nil {
 		return err
 	}
+	if err := s.db.View(func(tx *bolt.Tx) error {
+		if tx.Size() > s.allocated { // the engine grew the file, which allocates nothing
+			s.allocated = 0
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
 	s.waiting = waiting{writes: map[string]*write{}} // readers may hold the old entries
 	s.journal.empty(next)
 	return nil

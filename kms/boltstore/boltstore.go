@@ -98,8 +98,11 @@ type Store struct {
 	stopped atomic.Bool
 
 	mu      sync.Mutex // one commit at a time; guards the rest
+	file    *os.File   // the database's
 	journal *journal
 	waiting waiting
+	// allocated is how far the file is known to have blocks of the disk.
+	allocated int64
 	state
 	names map[etsi014.SAEID]audit.Commitment
 }
@@ -117,6 +120,8 @@ type Options struct {
 	LockWait time.Duration
 	// MustExist refuses to make a new store: other files tell that there was one.
 	MustExist bool
+
+	noFlush bool // plants a journal that is not flushed
 }
 
 // Open opens or makes the store of one KME. Errors: kms.ErrLocked,
@@ -134,29 +139,41 @@ func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 	}
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open store %s: %w", path, err)
+			s, err = nil, s.abandon(path, err)
 		}
 	}()
 	defer guard(&err)()
 	if err := checkMade(path, opts.MustExist); err != nil {
-		return nil, err
+		return s, err
 	}
-	db, err := bolt.Open(path, 0o600, &bolt.Options{
+	s = &Store{self: self, now: opts.Now}
+	s.db, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:        opts.LockWait,
-		OpenFile:       whole(opts.OpenFile),
+		OpenFile:       s.keepFile(whole(opts.OpenFile)),
 		FreelistType:   bolt.FreelistMapType, // a large free list makes the array form slow
 		NoFreelistSync: true,                 // one page fewer per commit; rebuilt at open
 	})
 	if err != nil {
-		return nil, openError(err)
+		return s, openError(err)
 	}
-	db.AllocSize = growBy
-	s = &Store{db: db, self: self, now: opts.Now}
-	if err = s.open(path, opts.OpenFile); err != nil {
-		_ = s.closeFiles()
-		return nil, err
+	s.db.AllocSize = growBy
+	return s, s.open(path, opts.OpenFile, opts.noFlush)
+}
+
+// abandon lets go of a store that could not be opened. Where the engine
+// panicked it has left its file mapped, and a mapping keeps the lock.
+func (s *Store) abandon(path string, err error) error {
+	if s != nil && s.journal != nil {
+		_ = s.journal.f.Close()
 	}
-	return s, nil
+	if s != nil && s.db != nil {
+		_ = s.db.Close()
+	}
+	if s != nil && s.file != nil {
+		unlock(s.file)
+		_ = s.file.Close()
+	}
+	return fmt.Errorf("open store %s: %w", path, err)
 }
 
 // growBy is by how much the file grows at a time, bytes: the engine's 16 MiB
@@ -181,7 +198,7 @@ func checkMade(path string, must bool) error {
 }
 
 // open prepares the database and takes over what the journal holds.
-func (s *Store) open(path string, open openFile) error {
+func (s *Store) open(path string, open openFile, noFlush bool) error {
 	fresh, after, err := s.prepare()
 	if err != nil {
 		return err
@@ -203,6 +220,9 @@ func (s *Store) open(path string, open openFile) error {
 	}
 	if err := s.replay(path, open, os.O_RDWR, after); err != nil {
 		return err
+	}
+	if noFlush {
+		s.journal.sync = func(*os.File) error { return nil }
 	}
 	if len(s.waiting.writes)+len(s.waiting.entries) > 0 {
 		if err := s.writeBack(nil, s.position); err != nil {

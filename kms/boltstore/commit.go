@@ -2,6 +2,7 @@ package boltstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -47,7 +48,9 @@ func (s *Store) Commit(ctx context.Context, fence kms.Fence, changes []kms.Chang
 	if pos, err = t.end(changes); err != nil {
 		return pos, err
 	}
-	if err := s.write(t, pos); err != nil {
+	if err := s.write(t, pos); errors.Is(err, kms.ErrSpace) {
+		return pos, err
+	} else if err != nil {
 		return pos, fmt.Errorf("write: %w: %w", kms.ErrStopped, err)
 	}
 	t.install(pos)
@@ -61,6 +64,10 @@ func (s *Store) write(t *transaction, pos kms.Position) error {
 		return nil
 	case t.heavy || !s.journal.fits(n):
 		s.journal.keep(t.batch)
+		// Half of what is kept is left to blocks that did not ask, see Room.
+		if err := s.room(n, spare/2); err != nil && t.block {
+			return err
+		}
 		return s.writeBack(t.batch[journalHead:], pos)
 	}
 	if err := s.journal.write(t.batch); err != nil {
@@ -186,6 +193,7 @@ func (t *transaction) ingest(c *kms.Change) error {
 	l.generation, l.floor = id.Generation, id.Number+1
 	s := &liveSegment{Segment: m, key: segmentKey(id), epoch: c.Sealed.Key.Epoch, dirty: true}
 	t.add(s)
+	t.block = true
 	t.putKey(s, c.Sealed.Key)
 	t.batch = appendPut(t.batch, inSlots, s.key, c.Sealed.Slots)
 	return nil

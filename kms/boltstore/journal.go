@@ -62,6 +62,7 @@ type journal struct {
 	last mark
 	at   int64
 	buf  []byte
+	sync func(*os.File) error
 }
 
 // journalPath is where the journal of a database lies.
@@ -97,7 +98,7 @@ func openJournal(open openFile, path string, flag int, after mark) (*journal, []
 	if err != nil {
 		return nil, nil, err
 	}
-	j := &journal{f: f, last: after}
+	j := &journal{f: f, last: after, sync: syncData}
 	bodies, err := j.read()
 	if err != nil {
 		_ = f.Close()
@@ -177,7 +178,7 @@ func (j *journal) write(b []byte) error {
 	if _, err := j.f.WriteAt(b, j.at); err != nil {
 		return err
 	}
-	if err := syncData(j.f); err != nil {
+	if err := j.sync(j.f); err != nil {
 		return err
 	}
 	j.last, j.at = m, j.at+int64(len(b))

@@ -15,24 +15,20 @@ import (
 // it makes and writes nothing, so that what is found stays as it was. Only
 // Scan and Close may be called. Errors are Open's, or fs.ErrNotExist.
 func OpenRead(path string, self etsi014.KMEID) (s *Store, err error) {
+	s = &Store{self: self, now: time.Now}
+	s.stopped.Store(true)
 	defer func() {
 		if err != nil {
-			err = fmt.Errorf("open store %s: %w", path, err)
+			s, err = nil, s.abandon(path, err)
 		}
 	}()
 	defer guard(&err)()
-	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true,
-		OpenFile: whole(os.OpenFile)})
+	s.db, err = bolt.Open(path, 0o600, &bolt.Options{Timeout: lockWait, ReadOnly: true,
+		OpenFile: s.keepFile(whole(os.OpenFile))})
 	if err != nil {
-		return nil, openError(err)
+		return s, openError(err)
 	}
-	s = &Store{db: db, self: self, now: time.Now}
-	s.stopped.Store(true)
-	if err = s.openRead(path); err != nil {
-		_ = s.closeFiles()
-		return nil, err
-	}
-	return s, nil
+	return s, s.openRead(path)
 }
 
 // openRead finds the log's end, and the names of SAEs wherever they stand.

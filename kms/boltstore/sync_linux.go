@@ -14,3 +14,15 @@ func syncData(f *os.File) error {
 		}
 	}
 }
+
+// allocate gives a file the blocks of a range on its disk, all or an error.
+func allocate(f *os.File, at, length int64) error {
+	for {
+		if err := unix.Fallocate(int(f.Fd()), 0, at, length); err != unix.EINTR {
+			return os.NewSyscallError("fallocate", err)
+		}
+	}
+}
+
+// unlock ends the lock of a file, which is no error if it is closed.
+func unlock(f *os.File) { _ = unix.Flock(int(f.Fd()), unix.LOCK_UN) }

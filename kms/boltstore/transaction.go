@@ -26,6 +26,7 @@ type transaction struct {
 
 	batch []byte // the journal's record
 	heavy bool   // slots or data keys change
+	block bool   // there is an ingest
 }
 
 func newTransaction(s *Store) *transaction {

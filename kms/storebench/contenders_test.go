@@ -6,8 +6,8 @@
 //
 // TestTable prints the table: QUIETLINE_BENCH=1 go test -v -run TestTable
 // ./kms/storebench; with QUIETLINE_FLUSH=1ms on a modelled disk whose flush
-// takes that long, there without SQLite. -run TestTable/0_0 measures the first
-// contender alone, as for a profile.
+// takes that long. -run TestTable/0_0 measures the first contender alone, as
+// for a profile. BenchmarkClaim is one commit without callers.
 package storebench
 
 import (
