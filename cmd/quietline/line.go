@@ -14,17 +14,29 @@ import (
 
 func newLineCommand() *cobra.Command {
 	var file, id string
+	var all bool
 	cmd := &cobra.Command{
 		Use:   "line",
-		Short: "Run one encrypted line, or command it",
+		Short: "Run one encrypted line or all of a site, or command one",
 		Long: "line moves IP packets between its TUN device and the other site, sealed under\n" +
 			"keys that last one epoch. It renews its certificate by itself, and ends when the\n" +
-			"line leaves the site file. With a verb, it commands the line that runs.",
+			"line leaves the site file. With --all it runs every line of the site in one\n" +
+			"process, each with its own door; one that breaks begins anew after 5 s. With a\n" +
+			"verb, it commands the line that runs.",
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			site, err := loadConfig(cmd, file)
 			if err != nil {
 				return err
+			}
+			if all && (id != "" || len(site.Lines) == 0) {
+				return usage(errors.New("--all runs every line of a site that has some"),
+					"quietline line --config FILE --all")
+			}
+			if all {
+				return serve(cmd, site, func(ctx context.Context, env daemon.Env) error {
+					return daemon.FollowLines(ctx, env, file)
+				})
 			}
 			l, err := site.Line(id)
 			if err != nil {
@@ -37,6 +49,7 @@ func newLineCommand() *cobra.Command {
 	}
 	configFlag(cmd, &file)
 	lineFlag(cmd, &id)
+	cmd.Flags().BoolVar(&all, "all", false, "run every line of the site")
 	cmd.AddCommand(newRekeyCommand())
 	return cmd
 }

@@ -34,12 +34,14 @@ type Descriptor struct {
 	ended atomic.Bool
 
 	read, write wait
+	reads       bool // counted in readers
 }
 
 // wait is the memory of one direction's waits, so that they allocate nothing.
 type wait struct {
 	fds  [2]unix.PollFd
 	left unix.Timespec // of Patience
+	busy atomic.Bool   // the last wait was shorter than Patience
 }
 
 // Own takes over fd, which must have been opened with O_NONBLOCK. On error it
@@ -81,11 +83,17 @@ func (d *Descriptor) Close() error {
 	_, _ = unix.Write(d.end, []byte{1, 1, 1, 1, 1, 1, 1, 0})
 	d.use.Lock()
 	defer d.use.Unlock()
+	if d.reads {
+		readers.Add(-1)
+	}
+	d.read.setBusy(false)
+	d.write.setBusy(false)
 	_ = unix.Close(d.end)
 	return os.NewSyscallError("close", unix.Close(d.fd))
 }
 
-// Patience is how long a wait goes on without telling the Go scheduler. What
+// Patience is how long a wait goes on without telling the Go scheduler, after
+// one that was as short. What
 // comes within costs no more than the poll itself. A wait that the scheduler
 // knows of makes its monitor thread take the processor away after 20 µs and
 // look every 20 µs from then on (runtime.sysmon), and needs a processor anew
@@ -94,32 +102,64 @@ func (d *Descriptor) Close() error {
 // from where on the monitor sends signals (forcePreemptNS of runtime/proc.go).
 const Patience = 5 * time.Millisecond
 
-// holders is how many goroutines keep a processor while they wait; limit is how
-// many may.
-var holders, limit atomic.Int32
+// active is how many waits are busy; limit is up to how many these keep their
+// processors. Where more are busy, as in a hub of many lines, none does: it would
+// be kept from a line that has something to do.
+var active, limit atomic.Int32
 
-func init() { limit.Store(int32(runtime.GOMAXPROCS(0)) - 1) }
+func init() { limit.Store(int32(runtime.NumCPU())) }
 
-// MakeRoom gives the Go scheduler one processor more than the machine has, once
-// for the process, so that waiters leave one to the other goroutines even where
-// every direction of the packet path has a core of its own. Who has set
-// GOMAXPROCS in the environment keeps it.
-func MakeRoom() {
-	if os.Getenv("GOMAXPROCS") != "" {
-		return
+// maxRoom bounds what MakeRoom gives: the collector's work grows with it.
+const maxRoom = 64
+
+var room struct {
+	sync.Mutex
+	waiters int
+}
+
+// MakeRoom gives the Go scheduler a processor for so many more waiters, and one
+// for the other goroutines, up to maxRoom: then the kernel shares out the real
+// ones among the threads, which it does more evenly than the scheduler among
+// goroutines that rarely stop. The caller calls done when they wait no more. Who
+// has set GOMAXPROCS in the environment keeps it.
+func MakeRoom(waiters int) (done func()) {
+	room.Lock()
+	defer room.Unlock()
+	room.waiters += waiters
+	if os.Getenv("GOMAXPROCS") == "" {
+		want := max(min(room.waiters+1, maxRoom), runtime.NumCPU()+1)
+		if want > runtime.GOMAXPROCS(0) {
+			runtime.GOMAXPROCS(want)
+		}
 	}
-	makeRoom.Do(func() {
-		n := max(runtime.GOMAXPROCS(0), runtime.NumCPU()+1)
-		runtime.GOMAXPROCS(n)
-		limit.Store(int32(n) - 1)
+	return sync.OnceFunc(func() {
+		room.Lock()
+		defer room.Unlock()
+		room.waiters -= waiters
 	})
 }
 
-var makeRoom sync.Once
+// readers is how many open descriptors have been waited for to read.
+var readers atomic.Int32
+
+// GiveWay lets the goroutines of other descriptors run first, if there are more
+// than processors. Who reads one calls it after each batch: so the lines of a
+// hub are served in turn, a batch each, however much comes on one of them.
+func GiveWay() {
+	if readers.Load() > limit.Load() {
+		runtime.Gosched()
+	}
+}
 
 // Readable waits, between Enter and Leave, until there is something to read or
 // an error to tell; false is the end.
-func (d *Descriptor) Readable() bool { return d.read.ready() }
+func (d *Descriptor) Readable() bool {
+	if !d.reads {
+		d.reads = true
+		readers.Add(1)
+	}
+	return d.read.ready()
+}
 
 // Writable waits, between Enter and Leave, until something can be written or
 // there is an error to tell; false is the end.
@@ -127,18 +167,36 @@ func (d *Descriptor) Writable() bool { return d.write.ready() }
 
 func (w *wait) ready() bool {
 	ready, err := false, error(nil)
-	if holders.Add(1) <= limit.Load() {
+	if w.busy.Load() && active.Load() <= limit.Load() {
 		ready, err = w.hold()
 	}
-	holders.Add(-1)
-	for !ready && err == nil {
-		_, err = unix.Poll(w.fds[:], -1)
-		ready = err == nil
-		if errors.Is(err, unix.EINTR) {
-			err = nil
-		}
+	if !ready && err == nil {
+		err = w.block()
 	}
 	return err == nil && w.fds[1].Revents == 0
+}
+
+// block waits as long as it takes, and sees whether the wait was short.
+func (w *wait) block() error {
+	began := time.Now()
+	for {
+		_, err := unix.Poll(w.fds[:], -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		w.setBusy(err == nil && time.Since(began) < Patience)
+		return err
+	}
+}
+
+func (w *wait) setBusy(busy bool) {
+	switch {
+	case w.busy.Swap(busy) == busy:
+	case busy:
+		active.Add(1)
+	default:
+		active.Add(-1)
+	}
 }
 
 // hold waits for Patience at most and keeps the processor. A collection of

@@ -21,7 +21,7 @@ func pipe(t *testing.T) (r *Descriptor, w int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _, _ = r.Close(), unix.Close(fds[1]) })
+	t.Cleanup(func() { _ = r.Close() })
 	return r, fds[1]
 }
 
@@ -73,6 +73,7 @@ func TestWritable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = w.Close() }()
 	for err == nil {
 		_, err = unix.Write(fd, make([]byte, 4096)) // until the pipe is full
 	}
@@ -107,27 +108,85 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// What comes after Patience is seen as well, with and without a processor to
-// hold.
+// What comes after Patience is seen as well, whether a processor may be kept or
+// not, and ends the keeping.
 func TestReadableLater(t *testing.T) {
 	was := limit.Load()
 	defer limit.Store(was)
 	for _, most := range []int32{0, 1, 64} {
 		limit.Store(most)
 		r, w := pipe(t)
-		_, got := waiting(r, r.Readable)
-		select {
-		case <-got:
-			t.Fatalf("limit %d: readable, but nothing has come", most)
-		case <-time.After(4 * Patience):
+		for round := range 3 {
+			r.read.setBusy(round == 1)
+			_, got := waiting(r, r.Readable)
+			select {
+			case <-got:
+				t.Fatalf("limit %d: readable, but nothing has come", most)
+			case <-time.After(4 * Patience):
+			}
+			put(t, w)
+			if !<-got {
+				t.Errorf("limit %d: something to read is taken for the end", most)
+			}
+			if r.read.busy.Load() || active.Load() != 0 {
+				t.Errorf("limit %d: busy after a long wait, %d in all", most, active.Load())
+			}
+			drain(t, r)
 		}
-		put(t, w)
-		if !<-got {
-			t.Errorf("limit %d: something to read is taken for the end", most)
+	}
+}
+
+// A wait that was short makes the next keep its processor; Close ends that.
+func TestBusy(t *testing.T) {
+	r, w := pipe(t)
+	put(t, w)
+	_, got := waiting(r, r.Readable)
+	<-got
+	if !r.read.busy.Load() || active.Load() != 1 {
+		t.Errorf("not busy after a short wait, %d in all", active.Load())
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if active.Load() != 0 {
+		t.Errorf("%d are busy after Close", active.Load())
+	}
+}
+
+// With more readers than processors each gives way, and Close takes one out.
+func TestGiveWay(t *testing.T) {
+	was := limit.Load()
+	defer limit.Store(was)
+	a, w := pipe(t)
+	put(t, w)
+	_, got := waiting(a, a.Readable)
+	<-got
+	for _, most := range []int32{0, 1} {
+		limit.Store(most)
+		ran := false
+		procs := runtime.GOMAXPROCS(1) // so that only giving way lets another run
+		go func() { ran = true }()
+		GiveWay()
+		if ran != (most == 0) {
+			t.Errorf("one reader, %d may be: another has run %v", most, ran)
 		}
-		if n := holders.Load(); n != 0 {
-			t.Errorf("limit %d: %d processors are held by nobody", most, n)
-		}
+		runtime.GOMAXPROCS(procs)
+	}
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if n := readers.Load(); n != 0 {
+		t.Errorf("%d readers after Close", n)
+	}
+}
+
+// drain reads what is there.
+func drain(t *testing.T, r *Descriptor) {
+	t.Helper()
+	fd, _ := r.Enter()
+	defer r.Leave()
+	if _, err := unix.Read(int(fd), make([]byte, 100)); err != nil {
+		t.Fatal(err)
 	}
 }
 
@@ -135,6 +194,7 @@ func TestReadableLater(t *testing.T) {
 // what the collector's signals interrupt goes on.
 func TestCollectionWhileWaiting(t *testing.T) {
 	r, w := pipe(t)
+	r.read.setBusy(true)
 	_, got := waiting(r, r.Readable)
 	for range 20 {
 		runtime.GC()
@@ -149,16 +209,24 @@ func TestMakeRoom(t *testing.T) {
 	was := runtime.GOMAXPROCS(0)
 	defer runtime.GOMAXPROCS(was)
 	t.Setenv("GOMAXPROCS", "1")
-	MakeRoom()
+	MakeRoom(100)()
 	if n := runtime.GOMAXPROCS(0); n != was {
 		t.Errorf("%d processors, the environment says otherwise", n)
 	}
 	if err := os.Unsetenv("GOMAXPROCS"); err != nil {
 		t.Fatal(err)
 	}
-	MakeRoom()
-	if n := runtime.GOMAXPROCS(0); n <= runtime.NumCPU() || int(limit.Load()) >= n {
-		t.Errorf("%d processors of which %d may be held, on a machine of %d", n, limit.Load(),
-			runtime.NumCPU())
+	done := MakeRoom(2)
+	if n := runtime.GOMAXPROCS(0); n <= runtime.NumCPU() {
+		t.Errorf("%d processors on a machine of %d", n, runtime.NumCPU())
+	}
+	MakeRoom(10 * maxRoom)()
+	if n := runtime.GOMAXPROCS(0); n != max(maxRoom, was, runtime.NumCPU()+1) {
+		t.Errorf("%d processors for a multitude", n)
+	}
+	done()
+	done()
+	if room.waiters != 0 {
+		t.Errorf("%d waiters have left no trace", room.waiters)
 	}
 }

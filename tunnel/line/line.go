@@ -154,7 +154,7 @@ func New(cfg Config) (*Line, error) {
 // connection breaks. It closes both and clears the machine. Call it once. It may
 // raise GOMAXPROCS, see [fdwait.MakeRoom].
 func (l *Line) Run(parent context.Context) error {
-	fdwait.MakeRoom()
+	defer fdwait.MakeRoom(len(l.seals) + 1)()
 	ctx, cancel := context.WithCancelCause(parent)
 	defer cancel(nil)
 	var loops sync.WaitGroup

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/quietline/quietline/tunnel"
+	"github.com/quietline/quietline/tunnel/fdwait"
 	"github.com/quietline/quietline/tunnel/wire"
 )
 
@@ -40,6 +41,7 @@ func (l *Line) sealLoop(w *worker, n int, queue tunnel.Queue) error {
 			return err
 		}
 		o.batch(frames[:got])
+		fdwait.GiveWay()
 	}
 }
 
@@ -57,6 +59,7 @@ func (l *Line) openLoop(queue tunnel.Queue) error {
 			return err
 		}
 		in.burst(burst)
+		fdwait.GiveWay()
 	}
 }
 
