@@ -150,7 +150,8 @@ func (r *Ring) unwrap(s slots) (err error) {
 	case r.epochs[r.current].Len() != 0:
 		return r.forgetOthers(r.current)
 	case whole == 0:
-		return fmt.Errorf("%w: neither slot is whole", kms.ErrCorrupt)
+		return fmt.Errorf("%w: neither slot is whole; without one the stock cannot be read: put the "+
+			"file back, or move the whole folder away and begin with an empty one", kms.ErrCorrupt)
 	case len(r.epochs) == 0:
 		return fmt.Errorf("%w; give the root key that this KME was set up with, or that it was "+
 			"changed to; the stock is as it was", kms.ErrRootKey)

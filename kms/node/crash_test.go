@@ -427,17 +427,6 @@ func (c *crew) end(t *testing.T) {
 		len(c.bySite["kme-a"]), len(c.bySite["kme-b"]), len(c.fetched))
 }
 
-// long picks a number of rounds: 3 in the short form.
-func long(usual, long int) int {
-	switch {
-	case os.Getenv("QUIETLINE_LONG") == "1":
-		return long
-	case testing.Short():
-		return min(usual, 3)
-	}
-	return usual
-}
-
 // TestKilledUnderLoad kills either KME, or both, at random moments while both
 // are drawn and fetched from, and starts it again. QUIETLINE_LONG=1 kills
 // 2,000 times.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math"
 	"sync"
@@ -28,6 +29,8 @@ type device struct {
 	log   *slog.Logger
 	owner *owner
 	ring  *keyring.Ring
+
+	last struct{ generation, seq uint64 } // read; ingest's own
 
 	mu     sync.Mutex
 	status hw.Status
@@ -99,6 +102,7 @@ func (d *device) refuseSimulated() {
 // take cuts, seals and stores one block, then acknowledges it.
 func (d *device) take(ctx context.Context, b *hw.Block) error {
 	defer b.Bits.Clear()
+	d.follow(b)
 	id := kms.SegmentID{Link: d.link.ID, Generation: b.Generation, Number: b.Seq}
 	seg, slots, err := peer.Cut(id, d.self.KME, d.link.Peer, d.link.Weights, b.Simulated,
 		b.Bits.Expose())
@@ -125,6 +129,17 @@ func (d *device) take(ctx context.Context, b *hw.Block) error {
 		}
 	}
 	return d.link.Driver.Ack(ctx, b.Generation, b.Seq)
+}
+
+// follow tells of block numbers that never came. They are no danger, but the
+// other end has them and half the link may be lost on the way.
+func (d *device) follow(b *hw.Block) {
+	last := d.last
+	if d.last.generation, d.last.seq = b.Generation, b.Seq; last.generation == b.Generation &&
+		last.seq > 0 && b.Seq > last.seq+1 {
+		d.owner.report(peer.Event{Alarm: true, Text: skipped, Link: d.link.ID,
+			Reason: fmt.Sprintf("%d came after %d of generation %d", b.Seq, last.seq, b.Generation)})
+	}
 }
 
 // watch keeps the device's last status and logs its alarms until ctx ends.

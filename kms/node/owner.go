@@ -271,7 +271,14 @@ func (o *owner) look(ctx context.Context, l peer.Lookup) peer.Input {
 	return in
 }
 
+// report logs an event and keeps it if it is an alarm, with what to do about
+// it. It may be called from any goroutine.
 func (o *owner) report(e peer.Event) {
+	if a := advise(e); a != "" && e.Reason != "" {
+		e.Reason += "; " + a
+	} else if a != "" {
+		e.Reason = a
+	}
 	attrs := []any{}
 	add := func(key, value string) {
 		if value != "" {

@@ -341,3 +341,14 @@ func (s *site) stored(t testing.TB, sae, peer etsi014.SAEID, n int) {
 }
 
 func segments(st kms.Stats, state kms.State) int { return st.Links[0].Segments[state.String()] }
+
+// long picks a number of rounds: 3 in the short form.
+func long(usual, long int) int {
+	switch {
+	case os.Getenv("QUIETLINE_LONG") == "1":
+		return long
+	case testing.Short():
+		return min(usual, 3)
+	}
+	return usual
+}

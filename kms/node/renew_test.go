@@ -305,8 +305,8 @@ func TestBadFilesKeepTheOldOnes(t *testing.T) {
 func TestPeerComesBackToALargeStock(t *testing.T) {
 	a, b := newPair(t, 256)
 	b.start(t)
-	const blocks = 9000
-	b.driver.allow(blocks + 1)
+	blocks := long(2500, 9000) // a queue of 8,192 messages was too short once
+	b.driver.allow(uint64(blocks) + 1)
 	eventually(t, "stock", func() bool { return segments(b.Stats(), kms.StateNew) == blocks })
 	a.driver.allow(21)
 	a.cfg.Peers[0].Addr = b.ListenAddr().String()
