@@ -133,16 +133,19 @@ func dialer(cfg ClientConfig) func(context.Context, string, string) (net.Conn, e
 		if t.ServerName == "" {
 			t.ServerName, _, _ = net.SplitHostPort(addr)
 		}
+		if t.GetClientCertificate == nil {
+			t.GetClientCertificate = show(t.Certificates)
+		}
 		secured := tls.Client(wiping{conn}, t)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			_ = conn.Close()
-			return nil, &unreached{err}
+			return nil, &unreached{explain(err, ownLeaf(t))}
 		}
 		if err := confirm(cfg.KME, secured.ConnectionState()); err != nil {
 			_ = conn.Close()
 			return nil, &unreached{err}
 		}
-		return wiping{secured}, nil
+		return wiping{telling{secured, ownLeaf(t)}}, nil
 	}
 }
 

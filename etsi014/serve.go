@@ -75,7 +75,8 @@ func (c *conn) ConnectionState() tls.ConnectionState {
 	c.shake.Do(func() {
 		if err := c.handshake(); err != nil {
 			c.failed = true
-			c.listener.server.ErrorLog.Printf("TLS handshake with %s: %v", c.RemoteAddr(), err)
+			c.listener.server.ErrorLog.Printf("TLS handshake with %s: %v", c.RemoteAddr(),
+				explain(err, nil))
 			return
 		}
 		c.state = c.Conn.ConnectionState()
