@@ -50,7 +50,7 @@ func newLineCommand() *cobra.Command {
 	configFlag(cmd, &file)
 	lineFlag(cmd, &id)
 	cmd.Flags().BoolVar(&all, "all", false, "run every line of the site")
-	cmd.AddCommand(newRekeyCommand())
+	cmd.AddCommand(newRekeyCommand(), newGuardCommand())
 	return cmd
 }
 

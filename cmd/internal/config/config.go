@@ -275,6 +275,11 @@ type Line struct {
 	// before the line blocks: longer than epoch_life, at most 24h. Default
 	// 600s, or twice epoch_life if that is longer.
 	HoldMax time.Duration `yaml:"hold_max,omitempty"`
+	// unguarded leaves the host's routes and nftables alone. Otherwise the
+	// networks of tun are guarded from the first start on, whether the line runs
+	// or not: packets for them leave through the line or not at all, until
+	// `quietline line guard --remove`. Default false.
+	Unguarded bool `yaml:"unguarded,omitempty"`
 	// pad_hold is how much one-time pad is held ready for sending, bytes, 65536
 	// to 67108864; alarms come at 25, 10 and 2 % of it. For policies with pad.
 	// Default 1048576.

@@ -107,7 +107,7 @@ func fill(t *testing.T) []byte {
 			TUN: config.TUN{Name: "x", Addresses: []netip.Prefix{prefix},
 				Routes: []netip.Prefix{prefix}, MTU: 1},
 			EpochLife: 1, HoldMax: 1,
-			PadHold: 1, Classes: []config.Class{{Name: "x", To: []netip.Prefix{prefix},
+			Unguarded: true, PadHold: 1, Classes: []config.Class{{Name: "x", To: []netip.Prefix{prefix},
 				Ports: []int{1}, DSCP: []int{1}, Pad: true, Urgent: true}},
 			Keys: &config.Keys{KMEs: []string{"x"}, Certificate: "x", Key: "x", CA: "x",
 				SAE: "x", PeerSAE: "x", Pad: &config.PadKeys{Certificate: "x", Key: "x",

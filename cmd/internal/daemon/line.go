@@ -32,6 +32,9 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 	if err := openState(env.Site.State); err != nil {
 		return err
 	}
+	if err := guardLine(cfg, env.Log); err != nil {
+		return err
+	}
 	var e lineEnd // set before the control door answers
 	parts, closeDoors, err := env.doors(cfg.ID, cfg.Control, cfg.Metrics, control.Door{
 		Status: func() control.Status {

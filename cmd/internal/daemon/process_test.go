@@ -25,6 +25,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv("QUIETLINE_TEST_DRAW") != "" {
 		os.Exit(drawAndWait())
 	}
+	if path := os.Getenv("QUIETLINE_TEST_LINE"); path != "" {
+		os.Exit(runLine(path))
+	}
 	if path := os.Getenv("QUIETLINE_TEST_ROTATE"); path != "" {
 		os.Exit(rotateAndWait(path, os.Getenv("QUIETLINE_TEST_SOCKET")))
 	}
