@@ -196,7 +196,7 @@ func (m *Machine) usedUp(s *segment) bool {
 	if s.undrawn == 0 {
 		return true
 	}
-	return m.now >= s.drawAt+m.cfg.Retention && !slices.ContainsFunc(s.grants,
+	return m.now >= s.drawAt+aheadIdle && !slices.ContainsFunc(s.grants,
 		func(g *grant) bool { return g.drawn < g.keys && !g.dead && !g.acked })
 }
 

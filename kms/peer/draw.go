@@ -14,8 +14,15 @@ const (
 	aheadMost = 4096             // keys a shape: two segments of the default size
 	aheadFor  = time.Second      // of demand, or two round trips if they are longer
 	aheadIdle = 60 * time.Second // a shape so long undrawn gets none
-	rateTime  = 10 * time.Second // over which demand is averaged
-	wantEvery = time.Second      // between two WANTs
+	// A shape with fewer calls a second gets none either: a round trip each
+	// costs it nothing, and what it left undrawn would idle.
+	aheadLeast = 0.25
+	aheadLot   = 8 // keys wanted ready, from which on twice as many are granted
+	// The part of the stock that is granted ahead, half of what rule 6 allows:
+	// the stock may fall while a grant stands.
+	aheadShare = 8
+	rateTime   = 10 * time.Second // over which demand is averaged
+	wantEvery  = time.Second      // between two WANTs
 )
 
 // shape is one kind of request: who draws for whom, and what size. Grants are
@@ -33,6 +40,7 @@ type shape struct {
 	wanted int // keys that waiting draws lack
 
 	rate   float64 // keys a second
+	calls  float64 // a second
 	drawAt time.Duration
 	asked  time.Duration // last GRANT
 
@@ -144,7 +152,9 @@ func (r *remote) shape(in *Draw, readySize int) *shape {
 // demand averages how many keys a second are asked for.
 func (sh *shape) demand(now time.Duration, n int) {
 	dt := (now - sh.drawAt).Seconds()
-	sh.rate = sh.rate*math.Exp(-dt/rateTime.Seconds()) + float64(n)/rateTime.Seconds()
+	fade := math.Exp(-dt / rateTime.Seconds())
+	sh.rate = sh.rate*fade + float64(n)/rateTime.Seconds()
+	sh.calls = sh.calls*fade + 1/rateTime.Seconds()
 	sh.drawAt = now
 }
 
@@ -152,8 +162,8 @@ func (sh *shape) demand(now time.Duration, n int) {
 // behind a demand that rises, as the rate does: with no more than two round
 // trips' worth, four of five draws waited for a grant, and each such wait is a
 // commit at both KMEs.
-func (sh *shape) target(now, rtt time.Duration) int {
-	if !sh.ahead || now >= sh.drawAt+aheadIdle {
+func (sh *shape) target(now, rtt time.Duration, least float64) int {
+	if !sh.ahead || now >= sh.drawAt+aheadIdle || sh.calls < least {
 		return 0
 	}
 	return min(max(1, int(math.Ceil(sh.rate*max(aheadFor, 2*rtt).Seconds()))), aheadMost)
@@ -365,21 +375,29 @@ func (m *Machine) want(r *remote) {
 const wantCount = 16
 
 // grantAhead keeps grants ready for a shape in demand; those of all shapes are
-// at most a quarter of what we can draw.
+// at most an eighth of what we can draw.
 func (m *Machine) grantAhead(r *remote, sh *shape) {
-	target := sh.target(m.now, r.rtt)
+	target := sh.target(m.now, r.rtt, m.aheadLeast)
 	have := sh.free + sh.coming - sh.wanted
 	if !r.up() || have >= target {
 		return
 	}
-	stock := 0
+	stock, spare := 0, 0
 	for _, l := range r.links {
-		stock += l.mineSlots
+		spare += l.mineSlots
 		for _, s := range l.open {
 			stock += s.left
 		}
 	}
-	if n := min(2*target-have, aheadMost, (stock/4-r.ready)/sh.per); n > 0 {
+	stock += spare
+	if spare == 0 { // the rest of an open segment is for whoever comes
+		return
+	}
+	lot := target - have
+	if target >= aheadLot { // else what a pair leaves behind is more than what it gains
+		lot += target
+	}
+	if n := min(lot, aheadMost, (stock/aheadShare-r.ready)/sh.per); n > 0 {
 		m.grantKeys(r, sh, n, true)
 	}
 }

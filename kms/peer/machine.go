@@ -265,6 +265,8 @@ type Machine struct {
 	buf    Output  // of the step under way
 	most   int     // changes that it probably makes
 	msg    message // the one being read
+
+	aheadLeast float64 // but in simulations, which draw seldom, the constant
 }
 
 // New makes the machine of a KME from what its store holds.
@@ -277,6 +279,8 @@ func New(cfg Config, snap Snapshot) (*Machine, error) {
 		links:   map[kms.LinkID]*link{},
 		index:   map[etsi014.KeyID]keyAt{},
 		waiting: map[uint64]*draw{},
+
+		aheadLeast: aheadLeast,
 	}
 	for _, c := range cfg.Links {
 		if err := m.addLink(c, snap); err != nil {

@@ -205,6 +205,7 @@ func (s *stage) boot(t *testing.T, at etsi014.KMEID) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	m.aheadLeast = 0 // show grants ahead without many calls
 	s.m[at], s.fence[at] = m, lease.Fence
 	s.feed(t, at, Boot{})
 }
