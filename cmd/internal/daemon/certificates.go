@@ -32,11 +32,11 @@ func keep(k *renew.Keeper) part {
 }
 
 // lineKeeper renews a line's certificate at the door of its key manager. A
-// pair in two files was not made by quietline init: it is the business of
-// whoever made it, and nil is returned.
+// pair in two files was not made by quietline init: whoever made it renews it,
+// and is told when.
 func lineKeeper(k *config.Keys, live *identity.Live, log *slog.Logger) *renew.Keeper {
 	if k.Certificate != k.Key {
-		return nil
+		return renew.NewKeeper([]string{k.Certificate}, renew.Foreign{}, log)
 	}
 	return renew.NewKeeper([]string{k.Certificate},
 		renew.Client{URL: k.KMEs[0], TLS: live.Client}, log)
@@ -88,13 +88,17 @@ func revive(k *config.KME, log *slog.Logger) error {
 }
 
 // renewals renews the key manager's own certificates from the authority on
-// this machine, and those of its SAEs at its door. Without an authority it
-// returns no keeper and the door as it is.
+// this machine, and those of its SAEs at its door. Without an authority the
+// keeper only watches, and the door stays as it is.
 func renewals(k *config.KME, live *identity.Live, door http.Handler, log *slog.Logger,
 ) (*renew.Keeper, http.Handler, error) {
 	a, err := authorityOf(k)
-	if a == nil || err != nil {
+	paths := []string{k.Certificate, k.PeerCertificate}
+	if err != nil {
 		return nil, door, err
+	}
+	if a == nil {
+		return renew.NewKeeper(paths, renew.Foreign{}, log), door, nil
 	}
 	h := &renew.Handler{Authority: a, Log: log, Allow: func(cs *tls.ConnectionState) error {
 		_, err := live.Identify(cs)
@@ -107,7 +111,7 @@ func renewals(k *config.KME, live *identity.Live, door http.Handler, log *slog.L
 		}
 		door.ServeHTTP(w, r)
 	})
-	own := renew.NewKeeper([]string{k.Certificate, k.PeerCertificate}, renew.Local{Authority: a}, log)
+	own := renew.NewKeeper(paths, renew.Local{Authority: a}, log)
 	return own, both, nil
 }
 

@@ -45,13 +45,14 @@ func TestCertificateStatus(t *testing.T) {
 	}
 }
 
-// TestLineKeeper: a pair in two files is somebody else's to renew.
+// TestLineKeeper: a pair in two files is somebody else's to renew; its end is
+// told all the same.
 func TestLineKeeper(t *testing.T) {
 	dir := t.TempDir()
 	cert := filepath.Join(dir, "a.crt")
 	k := config.Keys{KMEs: []string{"https://127.0.0.1:1"}, Certificate: cert, Key: filepath.Join(dir, "a.key")}
-	if got := lineKeeper(&k, nil, nil); got != nil {
-		t.Error("a keeper for a pair in two files")
+	if list := lineKeeper(&k, nil, nil).Certificates(); len(list) != 1 || list[0].Fault == "" {
+		t.Errorf("a file that is missing: %+v", list)
 	}
 	k.Key = cert
 	if err := os.WriteFile(cert, nil, 0o600); err != nil {
@@ -123,7 +124,8 @@ func TestRevive(t *testing.T) {
 	})
 }
 
-// TestNoAuthority: certificates of a hospital's CA are left alone.
+// TestNoAuthority: certificates of a hospital's CA are left alone, but watched:
+// when they are due, status says whose business that is.
 func TestNoAuthority(t *testing.T) {
 	for name, bend := range map[string]func(*config.KME){
 		"two files":   func(k *config.KME) { k.Key += ".key" },
@@ -135,10 +137,51 @@ func TestNoAuthority(t *testing.T) {
 		_, k := authoritySite(t, time.Hour)
 		bend(k)
 		keeper, door, err := renewals(k, nil, http.NotFoundHandler(), nil)
-		if keeper != nil || door == nil || err != nil {
+		if keeper == nil || door == nil || err != nil {
 			t.Errorf("%s: %v, %v", name, keeper, err)
 		}
 	}
+}
+
+// TestForeignDue: the file of another CA stays as it is, and the fault names it
+// and the next step, for a pair in one file and in two.
+func TestForeignDue(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		_, k := authoritySite(t, pki.LeafLife)
+		pair, err := pki.LoadPair(k.Certificate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.Certificate, k.Key = filepath.Join(dir, "d.crt"), filepath.Join(dir, "d.key")
+		if err := pki.WritePEM(k.Certificate, k.Key, pair); err != nil {
+			t.Fatal(err)
+		}
+		keeper, _, err := renewals(k, nil, http.NotFoundHandler(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		go keeper.Run(ctx)
+		for _, days := range []int{1, 75} {
+			time.Sleep(time.Duration(days) * 24 * time.Hour)
+			synctest.Wait()
+			list := certificateStatus(keeper)
+			if len(list) != 2 {
+				t.Fatalf("%+v", list)
+			}
+			for _, c := range list {
+				due := strings.Contains(c.Fault, "signed by another CA") && strings.Contains(c.Fault, "pki issue --request")
+				if c.Left == nil || due != (days > 1) {
+					t.Errorf("after %d days: %+v", days, c)
+				}
+			}
+		}
+		stop()
+		if now, err := pki.ReadCertificates(k.Certificate); err != nil || !now[0].Equal(pair.Chain[0]) {
+			t.Errorf("the file was changed: %v", err)
+		}
+	})
 }
 
 // TestDoorRenews: a line gets its next certificate where it gets its keys, and

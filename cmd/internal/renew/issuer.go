@@ -43,6 +43,17 @@ func (l Local) Renew(_ context.Context, path string, _ *pki.Pair) (*pki.Pair, er
 	return l.Authority.Renew(strings.TrimSuffix(filepath.Base(path), ".pem"))
 }
 
+// Foreign stands for the CA of somebody else: it renews nothing, and says in
+// time what a person has to do.
+type Foreign struct{}
+
+// Renew implements [Issuer].
+func (Foreign) Renew(_ context.Context, path string, old *pki.Pair) (*pki.Pair, error) {
+	return nil, pki.Advise(fmt.Errorf("%w: it is due, and was signed by another CA: %s", ErrRefused,
+		pki.Describe(old.Chain[0])), "renew it there, or write a request: quietline pki issue --request, "+
+		"then --chain; "+path+" is read again when it changes")
+}
+
 // step is called between the steps of a renewal, beside [pki.Step]. Only the
 // test that kills the process at each puts something else here.
 var step = func() {}
@@ -119,6 +130,10 @@ func post(ctx context.Context, client *http.Client, url string, text []byte) ([]
 			return nil, fmt.Errorf("%w: here it is %s, at the key manager %s; set the wrong one", ErrClock,
 				stamp(now), stamp(there))
 		}
+	}
+	if res.StatusCode == http.StatusNotFound {
+		return nil, pki.Advise(fmt.Errorf("%w: the key manager signs no certificates", ErrRefused),
+			"renew it at the CA that signed it, or write a request: quietline pki issue --request, then --chain")
 	}
 	if res.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%w: %s: %.300q", ErrRefused, res.Status, answer)

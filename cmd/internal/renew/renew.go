@@ -156,21 +156,38 @@ func retry(left time.Duration) time.Duration {
 
 // look reads one pair.
 func (k *Keeper) look(path string) Certificate {
-	p, err := pki.LoadPair(path)
+	leaf, err := leafOf(path)
 	if err != nil {
 		return Certificate{Path: path, Fault: err.Error()}
 	}
-	leaf := p.Chain[0]
 	c := Certificate{Path: path, Subject: leaf.Subject.CommonName, NotAfter: leaf.NotAfter, Due: Due(leaf)}
 	if now := time.Now(); now.Before(leaf.NotBefore) {
-		c.Fault = fmt.Sprintf("%v: it says %s, the certificate is valid from %s; set the clock",
-			ErrClock, stamp(now), stamp(leaf.NotBefore))
+		c.Fault = fmt.Sprintf("%v: it says %s, the certificate is valid from %s; set the clock, or, if it "+
+			"is right now and was wrong before, quietline pki renew", ErrClock, stamp(now), stamp(leaf.NotBefore))
 	}
 	return c
 }
 
+// leafOf reads the certificate of a pair, or of a file without a key.
+func leafOf(path string) (*x509.Certificate, error) {
+	p, err := pki.LoadPair(path)
+	if err == nil {
+		return p.Chain[0], nil
+	}
+	if list, lerr := pki.ReadCertificates(path); lerr == nil {
+		return list[0], nil
+	}
+	return nil, err
+}
+
 func (k *Keeper) renew(ctx context.Context, path string) error {
 	old, err := pki.LoadPair(path)
+	if _, foreign := k.issuer.(Foreign); foreign && err != nil {
+		var leaf *x509.Certificate
+		if leaf, err = leafOf(path); err == nil { // its key lies elsewhere
+			old = &pki.Pair{Chain: []*x509.Certificate{leaf}}
+		}
+	}
 	if err != nil {
 		return err
 	}
