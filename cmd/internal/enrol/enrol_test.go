@@ -418,6 +418,10 @@ func TestCreate(t *testing.T) {
 	if s, err := config.Load(real.SiteFile()); err != nil || s.Lab {
 		t.Errorf("a site with a device accepts simulated links: %v", err)
 	}
+	deep := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
+	if _, err := Create(deep, plan("tokyo")); err == nil || !strings.Contains(err.Error(), "shorter") {
+		t.Errorf("a folder too deep for sockets: %v", err)
+	}
 	for _, p := range []Plan{{}, plan("a b"), {"a", netip.Addr{}, Simulated, ""}, {"a", netip.IPv4Unspecified(), Simulated, ""},
 		{"a", netip.MustParseAddr("192.0.2.1"), "ftp://x", ""}, {"a", netip.MustParseAddr("192.0.2.1"), Simulated, "other"}} {
 		if _, err := Create(t.TempDir(), p); err == nil {
@@ -455,6 +459,146 @@ func TestOpenRefuses(t *testing.T) {
 		}
 		if _, err := OpenHome(h.SiteFile()); !errors.Is(err, tc.want) {
 			t.Errorf("%s: %v, want %v", name, err, tc.want)
+		}
+	}
+}
+
+// TestRefusalsOnBothSides: whoever is refused on line is told what was compared
+// with what and what to do, and so is the person at the other site.
+func TestRefusalsOnBothSides(t *testing.T) {
+	nothing := func(*Token, *Home) {}
+	for name, tc := range map[string]struct {
+		before      func(t *testing.T, inv *Invitation, tok *Token)
+		bend        func(tok *Token, b *Home)
+		ask         Ask
+		here, there []string // at the joiner, at the inviter
+		want        error
+		stillOpen   bool // the right site may join afterwards
+	}{
+		"another secret": {nil, func(tok *Token, _ *Home) { tok.Secret[0] ^= 1 }, nobody,
+			[]string{"message is not made with this token", "number", "ask for a new one"},
+			[]string{"message is not made with this token", "number", "ask for a new one"}, ErrRefused, true},
+		"another certificate": {nil, func(tok *Token, _ *Home) { tok.Pin[0] ^= 1 }, nobody,
+			[]string{"shows the certificate", "subject", "issuer", "the token pins", "ask for a new token"},
+			[]string{"refused 127.0.0.1", "bad certificate"}, ErrFingerprint, true},
+		"a thief": {nil, nothing, reads("0123 4567 89ab cdef 0123 4567 89ab cdef"),
+			[]string{"fingerprint is another one", "the machine that answers as kochi has", `the person at tokyo read "0123 4567`,
+				"mistyped: repeat pki join", "quietline pki revoke --site kochi"},
+			[]string{"refused 127.0.0.1", "fingerprint is another one", "the machine that answers as kochi has"}, ErrRefused, true},
+		"nobody there": {nil, nothing, nobody, []string{"a person was asked"}, []string{"a person was asked"},
+			ErrRefused, true},
+		"used before": {func(t *testing.T, inv *Invitation, tok *Token) {
+			other := newHome(t, "kochi")
+			j, err := other.Join(tok, tok.Groups())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, card, err := j.card()
+			if err != nil {
+				t.Fatal(err)
+			}
+			c, print, err := inv.examine(card, time.Now())
+			if err = errors.Join(err, inv.settle(c.Site, print, other.Fingerprint(), time.Now())); err != nil {
+				t.Fatal(err)
+			}
+		}, nothing, nobody, []string{"token was used before", "by the site with fingerprint", "this one has",
+			"if that was not kochi, run at tokyo: quietline pki revoke --site kochi"},
+			[]string{"token was used before", "by the site with fingerprint", "this one has"}, ErrRefused, false},
+		"one real, one simulated": {nil, func(_ *Token, b *Home) { b.plan.Device = "unix:///dev/qkd" }, nobody,
+			[]string{"one of kochi and tokyo has a simulated device", "quietline init again at one of them"},
+			[]string{"one of kochi and tokyo has a simulated device"}, ErrRefused, false},
+		"expired meanwhile": {func(_ *testing.T, inv *Invitation, tok *Token) {
+			tok.Expires = time.Now().Add(-time.Minute)
+			inv.token.Expires = tok.Expires
+		}, nothing, nobody, []string{"token has expired", "it ended", "this clock says", "quietline pki invite kochi"},
+			[]string{"token has expired", "it ended", "this clock says", "quietline pki invite kochi"}, ErrExpired, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newHome(t, "tokyo"), newHome(t, "kochi")
+			inv := invite(t, a, terms)
+			ln, tok := open(t, inv)
+			if tc.before != nil {
+				tc.before(t, inv, tok)
+			}
+			before := *tok
+			tc.bend(tok, b)
+			told, err := attempt(t, inv, ln, tok, b, tc.ask)
+			if !errors.Is(err, tc.want) {
+				t.Errorf("%v, want %v", err, tc.want)
+			}
+			for _, w := range tc.here {
+				if err == nil || !strings.Contains(err.Error(), w) {
+					t.Errorf("here: %v\nlacks %q", err, w)
+				}
+			}
+			for _, w := range tc.there {
+				if !strings.Contains(told, w) {
+					t.Errorf("there: %s\nlacks %q", told, w)
+				}
+			}
+			if s, err := config.Load(a.SiteFile()); err != nil || len(s.Peers)+len(s.Links)+len(s.Lines) > 0 {
+				t.Errorf("tokyo was changed by one who was refused: %v", err)
+			}
+			if !tc.stillOpen {
+				return
+			}
+			inv = invite(t, a, terms)
+			ln, tok = open(t, inv)
+			if tok.Secret != before.Secret {
+				t.Fatal("another token")
+			}
+			if told, err := attempt(t, inv, ln, tok, b, reads(b.Fingerprint())); err != nil {
+				t.Fatalf("afterwards: %v\n%s", err, told)
+			}
+			trusted(t, a, b)
+		})
+	}
+}
+
+// attempt lets b join with a token, and returns what was said on both sides.
+func attempt(t *testing.T, inv *Invitation, ln net.Listener, tok *Token, b *Home, ask Ask) (told string, join error) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	var l log
+	go func() { served <- inv.Serve(ctx, ln, ask, l.tell) }()
+	j, join := b.Join(tok, tok.Groups())
+	if join == nil {
+		join = j.Run(ctx, func(string) {})
+	}
+	if join != nil {
+		for limit := time.Now().Add(5 * time.Second); l.String() == "" && time.Now().Before(limit); {
+			select {
+			case err := <-served:
+				served <- err
+				limit = time.Time{}
+			case <-time.After(time.Millisecond): // the other side tells it a moment later
+			}
+		}
+	}
+	stop()
+	if err := <-served; join == nil && err != nil {
+		t.Error(err)
+	} else if errors.Is(err, ErrExpired) {
+		l.tell(err.Error())
+	}
+	return l.String(), join
+}
+
+// TestKnownFingerprint: one that was known beforehand asks nobody, and a wrong
+// one lets nobody in.
+func TestKnownFingerprint(t *testing.T) {
+	for name, right := range map[string]bool{"right": true, "wrong": false} {
+		a, b := newHome(t, "tokyo"), newHome(t, "kochi")
+		known := terms
+		if known.Fingerprint = strings.ToUpper(b.Fingerprint()); !right {
+			known.Fingerprint = a.Fingerprint()
+		}
+		inv := invite(t, a, known)
+		ln, tok := open(t, inv)
+		told, err := attempt(t, inv, ln, tok, b, nobody)
+		if (err == nil) != right || !right && !strings.Contains(told, "fingerprint is another one") {
+			t.Errorf("%s: %v\n%s", name, err, told)
 		}
 	}
 }

@@ -109,6 +109,9 @@ func Create(dir string, plan Plan) (*Home, error) {
 	if _, err := os.Lstat(h.SiteFile()); err == nil {
 		return nil, fmt.Errorf("make site: %w: %s", ErrExists, h.SiteFile())
 	}
+	if err := h.roomForSockets(); err != nil {
+		return nil, fmt.Errorf("make site: %w", err)
+	}
 	for _, d := range []string{"", "secrets", "enrol", "lines", "pki", "pki/peers"} {
 		if err := os.MkdirAll(h.Path(d), 0o700); err != nil {
 			return nil, fmt.Errorf("make site: %w", err)
@@ -125,6 +128,24 @@ func Create(dir string, plan Plan) (*Home, error) {
 		return nil, fmt.Errorf("make site: %w", err)
 	}
 	return h, nil
+}
+
+// socketMost is the longest path of a socket, bytes: sun_path of unix(7).
+const socketMost = 107
+
+// roomForSockets refuses a folder so deep that the control socket of a line to
+// a site with as long a name would not fit: better now than in an enrolment.
+func (h *Home) roomForSockets() error {
+	dir, err := filepath.Abs(h.dir)
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(dir, "state", "line-"+linkName(h.plan.Site, h.plan.Site)+".sock")
+	if len(socket) > socketMost {
+		return pki.Advise(fmt.Errorf("folder %s is too deep: sockets in it would have paths of %d bytes, "+
+			"the kernel takes %d", dir, len(socket), socketMost), "choose a shorter --dir")
+	}
+	return nil
 }
 
 // writeSite writes what hangs on the roots, and last the site file.

@@ -136,9 +136,19 @@ func post(ctx context.Context, client *http.Client, url string, text []byte) ([]
 			"renew it at the CA that signed it, or write a request: quietline pki issue --request, then --chain")
 	}
 	if res.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%w: %s: %.300q", ErrRefused, res.Status, answer)
+		return nil, fmt.Errorf("%w: %s: %s", ErrRefused, res.Status, printable(answer))
 	}
 	return answer, nil
+}
+
+// printable keeps what the authority says from commanding a terminal.
+func printable(text []byte) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, string(bytes.TrimSpace(text[:min(len(text), 1000)])))
 }
 
 // Handler answers [Client]s at a door that has verified their certificates. Its
@@ -179,7 +189,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (h *Handler) renew(r *http.Request, old *x509.Certificate) ([]*x509.Certificate, int, error) {
 	if err := h.Allow(r.TLS); err != nil {
-		return nil, http.StatusUnauthorized, err
+		return nil, http.StatusUnauthorized, pki.Advise(fmt.Errorf("%w: %s", err, pki.Describe(old)),
+			"look for it in the site file's saes and in the revocation list")
 	}
 	text, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxBody))
 	if err != nil {

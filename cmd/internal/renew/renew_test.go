@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -351,5 +352,84 @@ func TestKilled(t *testing.T) {
 	}
 	if err := k.renew(t.Context(), path); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no pair: %v", err)
+	}
+}
+
+// TestRefusalsOnBothSides: a renewal that is refused says on both sides whose
+// certificate, from whom, what was wrong and what to do.
+func TestRefusalsOnBothSides(t *testing.T) {
+	nonsense := func(c *http.Client, url string) error {
+		_, err := post(t.Context(), c, url, []byte("nonsense"))
+		return err
+	}
+	for name, tc := range map[string]struct {
+		spoil func(a *pki.Authority) error
+		allow error
+		ask   func(c *http.Client, url string) error
+		says  []string // on both sides
+	}{
+		"revoked": {spoil: func(a *pki.Authority) error { _, err := a.Revoke("line-tokyo"); return err },
+			says: []string{"certificate is revoked", "issue a new one under a new name"}},
+		"no SAE": {allow: errors.New("certificate belongs to no SAE"),
+			says: []string{"belongs to no SAE", "look for it in the site file's saes"}},
+		"no request": {ask: nonsense, says: []string{"certificate request is not valid"}},
+	} {
+		a := authority(t, t.TempDir())
+		var log strings.Builder
+		h := &Handler{Authority: a, Allow: func(*tls.ConnectionState) error { return tc.allow },
+			Log: slog.New(slog.NewTextHandler(&log, nil))}
+		roots := x509.NewCertPool()
+		roots.AddCert(a.Root(pki.SAERoot).Certificate())
+		pair, err := tls.LoadX509KeyPair(a.PairFile("door"), a.PairFile("door"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := httptest.NewUnstartedServer(h)
+		s.TLS = &tls.Config{ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert, Certificates: []tls.Certificate{pair}}
+		s.StartTLS()
+		path := a.PairFile("line")
+		shown, err := tls.LoadX509KeyPair(path, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg := &tls.Config{RootCAs: roots, ServerName: "kme", Certificates: []tls.Certificate{shown}}
+		if tc.spoil != nil {
+			if err := tc.spoil(a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if tc.ask != nil {
+			err = tc.ask(&http.Client{Transport: &http.Transport{TLSClientConfig: cfg, DisableKeepAlives: true}}, s.URL)
+		} else {
+			err = NewKeeper([]string{path}, Client{URL: s.URL, TLS: func() *tls.Config { return cfg }}, nil).renew(t.Context(), path)
+		}
+		s.Close()
+		if !errors.Is(err, ErrRefused) {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		there := strings.ReplaceAll(log.String(), `\\"`, `"`)
+		there = strings.ReplaceAll(there, `\"`, `"`)
+		for _, w := range tc.says {
+			if !strings.Contains(err.Error(), w) || !strings.Contains(there, w) {
+				t.Errorf("%s: here: %v\nthere: %s\nlacks %q", name, err, there, w)
+			}
+		}
+		for _, w := range []string{`subject "CN=line-tokyo"`, `issuer "CN=Quietline sae root of tokyo"`, "valid "} {
+			if !strings.Contains(there, w) || tc.ask == nil && !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: here: %v\nthere: %s\nlacks %q", name, err, there, w)
+			}
+		}
+	}
+}
+
+// TestForeignDoor: a door without an authority says where to go.
+func TestForeignDoor(t *testing.T) {
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	_, err := post(t.Context(), s.Client(), s.URL, nil)
+	if !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "signs no certificates") ||
+		!strings.Contains(err.Error(), "pki issue --request") {
+		t.Errorf("%v", err)
 	}
 }
