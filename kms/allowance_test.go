@@ -70,6 +70,7 @@ func (k *tank) Stock(_ context.Context, s Shape) (Stock, error) {
 	return Stock{Keys: (k.room + k.ready[s.Initiator]) / KeySlots(s.SizeBits, slotBytes)}, nil
 }
 
+func (k *tank) Reread(etsi014.SAEID, int) {}
 func (k *tank) Refused(_ etsi014.SAEID, reason string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

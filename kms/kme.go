@@ -40,6 +40,9 @@ type Pool interface {
 	Stock(ctx context.Context, shape Shape) (Stock, error)
 	// Refused counts a request that was turned away, for the audit log.
 	Refused(sae etsi014.SAEID, reason string)
+	// Reread counts keys that an SAE was given again within its re-read window,
+	// for the audit log.
+	Reread(sae etsi014.SAEID, keys int)
 }
 
 // Limits bound requests. Zero values mean the defaults.

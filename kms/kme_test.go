@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -23,6 +24,7 @@ type recorder struct {
 	pair    [2]etsi014.SAEID // initiator and target of a fetch
 	fetched []etsi014.KeyID
 	refused map[string]int
+	reread  atomic.Int64
 	err     error
 }
 
@@ -41,6 +43,7 @@ func (r *recorder) Stock(_ context.Context, s Shape) (Stock, error) {
 	return Stock{Keys: 500, Simulated: true, Loopback: slices.Equal(s.Targets, to{"a2"})}, r.err
 }
 
+func (r *recorder) Reread(_ etsi014.SAEID, n int)          { r.reread.Add(int64(n)) }
 func (r *recorder) Refused(_ etsi014.SAEID, reason string) { r.refused[reason]++ }
 
 func newTestKME(t *testing.T) (*KME, *recorder) {

@@ -74,7 +74,9 @@ func (k *KME) fetch(ctx context.Context, t *terms, who etsi014.Caller, req etsi0
 		return nil, &etsi014.Error{Kind: etsi014.ErrDown, Cause: ctx.Err(), RetryAfter: time.Second}
 	}
 	keys, missing := s.again(who.Cert, req)
+	again := len(keys) - len(missing)
 	if len(missing) == 0 {
+		k.pool.Reread(who.SAE, again)
 		return keys, nil
 	}
 	long, cancel := context.WithTimeout(context.WithoutCancel(ctx), rereadFetch)
@@ -87,6 +89,9 @@ func (k *KME) fetch(ctx context.Context, t *terms, who etsi014.Caller, req etsi0
 	if err != nil {
 		etsi014.Container{Keys: keys}.Clear()
 		return nil, err
+	}
+	if again > 0 {
+		k.pool.Reread(who.SAE, again)
 	}
 	s.hold(who.Cert, req.Initiator, fresh)
 	for i := range keys {

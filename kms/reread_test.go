@@ -51,8 +51,27 @@ func (o *once) Fetch(ctx context.Context, _, _ etsi014.SAEID, ids []etsi014.KeyI
 
 func rereadKME(t *testing.T, window time.Duration) (*KME, *once) {
 	t.Helper()
-	o := &once{taken: map[etsi014.KeyID]bool{}, recorder: recorder{refused: map[string]int{}}}
+	o := &once{taken: map[etsi014.KeyID]bool{}}
+	o.refused = map[string]int{}
 	return withAllowances(t, o, map[etsi014.SAEID]Allowance{"line": {Reread: window}}), o
+}
+
+// TestRereadIsCounted: what was given again is told, for the audit log, and
+// nothing else is.
+func TestRereadIsCounted(t *testing.T) {
+	k, pool := rereadKME(t, time.Minute)
+	for i, step := range []struct {
+		ids  []byte
+		want int64 // in all
+	}{{[]byte{1, 2}, 0}, {[]byte{1, 2}, 2}, {[]byte{2, 3}, 3}, {[]byte{4}, 3}} {
+		if err := fetchIDs(t.Context(), k, "line", 1, step.ids...); err != nil {
+			t.Fatal(err)
+		}
+		if n := pool.reread.Load(); n != step.want {
+			t.Errorf("step %d: %d keys told as given again, want %d", i, n, step.want)
+		}
+	}
+	k.Forget()
 }
 
 func fetchIDs(ctx context.Context, k *KME, who etsi014.SAEID, cert byte, ids ...byte) error {

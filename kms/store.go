@@ -111,6 +111,9 @@ const (
 	NoteRefusedSeal  = "unseal refused"        // Count: tries with a wrong passphrase
 	NoteRootRotated  = "root key rotated"      // epoch keys are under another root key
 	NoteConfig       = "configuration changed" // what changed follows after ": "
+	// NoteReread: keys given again within an SAE's re-read window; the SAE and,
+	// in Count, how many of them in about a minute.
+	NoteReread = "given again"
 )
 
 // RoleInitiator is the role of the SAE that drew; a role k >= 0 is that of

@@ -3,12 +3,15 @@ package node
 import (
 	"errors"
 	"math/rand/v2"
+	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
+	"github.com/quietline/quietline/kms/boltstore"
 )
 
 // TestReserveHolds: over a real pair, whatever a hungry SAE asks for at once,
@@ -89,5 +92,61 @@ func TestReserveHolds(t *testing.T) {
 	b.KME().Forget()
 	if _, err := fetch(1); !errors.Is(err, etsi014.ErrUnknownKey) {
 		t.Errorf("after the end: %v, want ErrUnknownKey", err)
+	}
+}
+
+// TestRemarksAreAudited: refused calls and keys given again stand in the audit
+// log as counts, at the end of the KME at the latest.
+func TestRemarksAreAudited(t *testing.T) {
+	a, b := newPair(t, 4096)
+	b.cfg.Limits.Allowances = map[etsi014.SAEID]kms.Allowance{"sae-b": {Reread: time.Minute}}
+	startPair(t, a, b)
+	a.driver.allow(9)
+	b.driver.allow(9)
+	a.stored(t, "sae-a", "sae-b", 2)
+	got, err := a.drawOne(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := etsi014.Caller{SAE: "sae-b", Cert: [32]byte{1}}
+	for range 3 {
+		if _, err := b.KME().KeysByID(t.Context(), who, etsi014.IDRequest{Initiator: "sae-a",
+			IDs: []etsi014.KeyID{got.Keys[0].ID}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := b.KME().KeysByID(t.Context(), etsi014.Caller{SAE: "sae-b2"}, etsi014.IDRequest{
+		Initiator: "sae-a", IDs: []etsi014.KeyID{got.Keys[0].ID}}); err == nil {
+		t.Fatal("a stranger got the key")
+	}
+	b.KME().Forget()
+	b.stop(t)
+	store, err := boltstore.Open(filepath.Join(b.cfg.Dir, StoreFile), "kme-b", boltstore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	notes := map[string]uint64{}
+	for rec, err := range store.Scan(t.Context(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range rec.Changes {
+			if c.Op == kms.OpNote && c.Count > 0 {
+				notes[c.Reason] += c.Count
+			}
+		}
+	}
+	if notes[kms.NoteReread] != 2 {
+		t.Errorf("notes of keys given again: %d, want 2", notes[kms.NoteReread])
+	}
+	refused := uint64(0)
+	for reason, n := range notes {
+		if strings.HasPrefix(reason, "refused: ") {
+			refused += n
+		}
+	}
+	if refused != 1 {
+		t.Errorf("%v: %d refused calls, want 1", notes, refused)
 	}
 }

@@ -190,24 +190,34 @@ func (o *owner) Stock(ctx context.Context, s kms.Shape) (stock kms.Stock, err er
 // Refused implements kms.Pool.
 func (o *owner) Refused(sae etsi014.SAEID, reason string) {
 	o.denied.Add(1)
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	r := refusal{sae, reason}
-	if _, ok := o.refusals[r]; !ok && len(o.refusals) >= refusalKinds {
-		r.sae = ""
-	}
-	o.refusals[r]++
+	o.count(sae, "refused: "+reason, 1)
 }
 
-// noteRefusals puts the counts of a minute into the audit log.
-func (o *owner) noteRefusals() {
+// Reread implements kms.Pool.
+func (o *owner) Reread(sae etsi014.SAEID, keys int) {
+	o.count(sae, kms.NoteReread, uint64(keys))
+}
+
+// count adds to what the audit log will tell of a caller, as counts of a minute.
+func (o *owner) count(sae etsi014.SAEID, reason string, n uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for r, n := range o.refusals {
-		o.own = append(o.own, peer.Noted{Change: kms.Change{Op: kms.OpNote, SAE: r.sae,
-			Reason: "refused: " + r.reason, Count: n}})
+	r := remark{sae, reason}
+	if _, ok := o.remarks[r]; !ok && len(o.remarks) >= remarkKinds {
+		r.sae = ""
 	}
-	clear(o.refusals)
+	o.remarks[r] += n
+}
+
+// noteRemarks puts the counts of a minute into the audit log.
+func (o *owner) noteRemarks() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for r, n := range o.remarks {
+		o.own = append(o.own, peer.Noted{Change: kms.Change{Op: kms.OpNote, SAE: r.sae,
+			Reason: r.reason, Count: n}})
+	}
+	clear(o.remarks)
 	if len(o.own) == 0 {
 		o.own = append(o.own, peer.Tick{})
 	}

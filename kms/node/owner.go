@@ -18,10 +18,11 @@ const (
 	// batchMost bounds the inputs that share one commit, so that the first of
 	// them does not wait for ever.
 	batchMost = 512
-	// refusalEvery is how often counts of refused calls go to the audit log.
-	refusalEvery = time.Minute
-	// refusalKinds bounds those counts, whatever strangers call themselves.
-	refusalKinds = 1024
+	// remarkEvery is how often counts of refused calls and of keys given again
+	// go to the audit log.
+	remarkEvery = time.Minute
+	// remarkKinds bounds those counts, whatever strangers call themselves.
+	remarkKinds = 1024
 	// turnEvery is how often the epoch turns unless configured (rule 11), and
 	// turnKeys the deliveries after which it turns sooner.
 	turnEvery  = time.Minute
@@ -65,12 +66,12 @@ type owner struct {
 	mu       sync.Mutex // guards the rest
 	state    error      // why nothing is served; nil while run runs
 	unerased error      // why nothing is delivered though it runs; see missed
-	refusals map[refusal]uint64
+	remarks  map[remark]uint64
 	alarms   []string
 	last     kms.Stats // after the end
 }
 
-type refusal struct {
+type remark struct {
 	sae    etsi014.SAEID
 	reason string
 }
@@ -82,7 +83,7 @@ func newOwner(m *peer.Machine, s kms.Store, fence kms.Fence, ring *keyring.Ring,
 		in: make(chan request, batchMost), done: make(chan struct{}),
 		replies: map[uint64]chan<- reply{}, openers: map[kms.SegmentID]*keyring.Opener{},
 		wrapped: map[kms.SegmentID]kms.Wrapped{}, turnEvery: turnEvery, turned: time.Now(),
-		refusals: map[refusal]uint64{}, state: errNotRunning,
+		remarks: map[remark]uint64{}, state: errNotRunning,
 	}
 }
 
@@ -98,26 +99,11 @@ func (o *owner) run(ctx context.Context) (err error) {
 		close(o.done)
 	}()
 	o.own = []peer.Input{peer.Boot{}}
-	wake := time.NewTimer(0)
-	defer wake.Stop()
-	refusals := time.NewTicker(refusalEvery)
-	defer refusals.Stop()
-	turn := time.NewTicker(o.turnEvery)
-	defer turn.Stop()
-	for first := true; ; first = false {
-		if len(o.own) == 0 {
-			select {
-			case <-ctx.Done():
-				return nil
-			case req := <-o.in:
-				o.accept(req)
-			case <-wake.C:
-				o.own = append(o.own, peer.Tick{})
-			case <-refusals.C:
-				o.noteRefusals()
-			case <-turn.C:
-				o.claims = turnKeys
-			}
+	c := clocks{time.NewTimer(0), time.NewTicker(remarkEvery), time.NewTicker(o.turnEvery)}
+	defer c.stop()
+	for first, ended := true, false; !ended; first = false {
+		if ended = o.next(ctx, &c); ended {
+			o.noteRemarks()
 		}
 		if err == nil && o.claims >= turnKeys {
 			o.claims = 0
@@ -133,14 +119,53 @@ func (o *owner) run(ctx context.Context) (err error) {
 			o.log.Error("KME stops", "err", err)
 			return err
 		}
-		wake.Reset(max(0, at-time.Since(o.began)))
+		c.wake.Reset(max(0, at-time.Since(o.began)))
 		if first {
 			o.mu.Lock()
 			o.state = nil
 			o.mu.Unlock()
 		}
 	}
+	return nil
 }
+
+// clocks are what the owner does by time.
+type clocks struct {
+	wake          *time.Timer // the machine's next
+	remarks, turn *time.Ticker
+}
+
+func (c *clocks) stop() {
+	c.wake.Stop()
+	c.remarks.Stop()
+	c.turn.Stop()
+}
+
+// next waits for something to do, and looks what time it is also when there is
+// always something to do. It tells that ctx has ended.
+func (o *owner) next(ctx context.Context, c *clocks) (ended bool) {
+	busy := closed
+	if len(o.own) == 0 {
+		busy = nil
+	}
+	select {
+	case <-ctx.Done():
+		return true
+	case <-c.wake.C:
+		o.own = append(o.own, peer.Tick{})
+	case <-c.remarks.C:
+		o.noteRemarks()
+	case <-c.turn.C:
+		o.claims = turnKeys
+	case req := <-o.in:
+		o.accept(req)
+	case <-busy:
+	}
+	return false
+}
+
+// closed never keeps anybody waiting.
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
 
 // drain takes what else waits, so that it shares the commit.
 func (o *owner) drain() {
