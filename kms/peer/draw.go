@@ -23,6 +23,8 @@ const (
 	aheadShare = 8
 	rateTime   = 10 * time.Second // over which demand is averaged
 	wantEvery  = time.Second      // between two WANTs
+
+	demandEvery = 10 * time.Millisecond // between two looks at all shapes
 )
 
 // shape is one kind of request: who draws for whom, and what size. Grants are
@@ -402,15 +404,18 @@ func (m *Machine) grantAhead(r *remote, sh *shape) {
 	}
 }
 
-// openAhead opens the next segment before the last open one is used up, once
-// somebody draws and the session is not fresh: a KME that restarts in a loop
-// must not burn a segment each time.
+// openAhead opens segments before the open ones are used up, so that what is
+// in demand can be granted ahead, once somebody draws and the session is not
+// fresh: a KME that restarts in a loop must not burn a segment each time.
 func (m *Machine) openAhead(r *remote) {
-	drawn := false
-	for _, sh := range r.shapes {
-		drawn = drawn || m.now < sh.drawAt+aheadIdle && sh.drawAt > 0
+	if m.now >= r.demandAt { // not at every draw: there may be a thousand shapes
+		r.demandAt, r.drawn, r.demand = m.now+demandEvery, false, 0
+		for _, sh := range r.shapes {
+			r.drawn = r.drawn || m.now < sh.drawAt+aheadIdle && sh.drawAt > 0
+			r.demand += sh.target(m.now, r.rtt, m.aheadLeast) * sh.per
+		}
 	}
-	if !drawn || m.now < r.upSince+openAheadAge {
+	if !r.drawn || m.now < r.upSince+openAheadAge {
 		return
 	}
 	for _, l := range r.links {
@@ -419,7 +424,7 @@ func (m *Machine) openAhead(r *remote) {
 			room += s.Slots - s.next
 			size = max(size, s.Slots)
 		}
-		if l.idAgreed && len(l.mine) > 0 && room*4 < max(size, 1) {
+		if l.idAgreed && len(l.mine) > 0 && room < max(size/4, r.demand, 1) {
 			m.openNext(l)
 		}
 	}

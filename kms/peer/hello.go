@@ -48,6 +48,10 @@ type remote struct {
 	stirred bool     // something may have changed for them in this step
 	asking  []*shape // drawn from in this step
 	pass    int      // of serve
+
+	demandAt time.Duration // when to look at all shapes again
+	demand   int           // slots that all shapes should have ahead
+	drawn    bool          // some shape was, lately
 }
 
 func newRemote(id etsi014.KMEID) *remote {
