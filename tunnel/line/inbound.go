@@ -23,6 +23,7 @@ type inbound struct {
 	run struct {
 		header wire.Header // of the record that would continue it
 		next   wire.Piece  // of that record
+		prefix wire.Prefix // of the last record
 		first  int         // index of the slice it began with; -1 = no run
 		data   []byte      // headers, then payload
 		n      int         // slices
@@ -34,6 +35,8 @@ type inbound struct {
 
 	grew  bool  // the burst in hand has added to the run or the row
 	outer uint8 // TOS of the burst in hand
+	came  int   // authentic datagrams of the burst in hand
+	bytes int   // in them
 
 	padded []byte // scratch: what a PAD record hides
 }
@@ -56,7 +59,7 @@ func (in *inbound) pending() bool { return in.run.first >= 0 || in.row.Len() > 0
 // over each datagram by itself.
 func (in *inbound) burst(b Burst) {
 	heard := false
-	in.grew, in.outer = false, b.TOS
+	in.grew, in.outer, in.came, in.bytes = false, b.TOS, 0, 0
 	in.mtu = in.line.cfg.Device.Caps().MTU // it follows the path
 	for data := b.Data; len(data) > 0; {
 		n := min(b.Size, len(data))
@@ -67,6 +70,8 @@ func (in *inbound) burst(b Burst) {
 		in.endRun()
 		in.endRow()
 	}
+	in.worker.datagrams.Add(uint64(in.came))
+	in.worker.outer.Add(uint64(in.bytes))
 	if heard {
 		in.line.hear()
 	}
@@ -102,9 +107,11 @@ func (in *inbound) datagram(d []byte) bool {
 	if newest && l.roaming != nil {
 		l.adopt(epoch)
 	}
-	w.datagrams.Add(1)
-	w.outer.Add(uint64(len(d)))
-	in.record(h, record)
+	in.came++
+	in.bytes += len(d)
+	if !in.goesOn(h, record) {
+		in.record(h, record)
+	}
 	return true
 }
 
@@ -151,6 +158,7 @@ func (in *inbound) payload(h wire.Header, kind wire.Kind, body []byte) {
 		in.endRow()
 		if in.merge(packet) {
 			in.slice(h, piece, packet)
+			in.run.prefix = wire.PrefixOf(body)
 		}
 	case wire.Whole:
 		in.endRun()
@@ -210,6 +218,34 @@ func (in *inbound) endRow() {
 		in.write(in.row.Frame(), n)
 		in.row.Reset()
 	}
+}
+
+// goesOn adds a record to the run if it is just the next slice of it, marked
+// with the same TOS: most are, and they need no parsing. False means that the
+// record has to be looked at.
+func (in *inbound) goesOn(h wire.Header, record []byte) bool {
+	r := &in.run
+	if r.first < 0 || h != r.header || in.line.cfg.Pad != nil ||
+		in.outer&ecnMask == ce || in.outer&ecnMask == ect1 ||
+		!r.prefix.Continues(record, r.next.Index) {
+		return false
+	}
+	at, size := wire.PrefixLen+int(r.next.GSO.HeaderLen), int(r.next.GSO.Size)
+	last := r.next.Index == r.next.Count-1
+	n := len(record) - at
+	if n > size || n < 1 || n < size && !last || len(r.data)+n > cap(r.data) ||
+		tosOf(record[wire.PrefixLen:]) != tosOf(r.data) {
+		return false
+	}
+	in.grew = true
+	r.data = append(r.data, record[at:]...)
+	r.n++
+	r.header.Counter++
+	r.next.Index++
+	if last {
+		in.endRun()
+	}
+	return true
 }
 
 // slice adds a slice to the run that it continues, or begins a run with it.

@@ -244,6 +244,47 @@ func TestRunGoesOnOverBursts(t *testing.T) {
 	}
 }
 
+// A slice that does not go on as its run does ends the run, though its number
+// fits: a longer one, an empty one, one of another super-frame.
+func TestSliceThatDoesNotFit(t *testing.T) {
+	conn, dev := &last{}, &keep{}
+	l := loopback(t, conn, dev)
+	f := superFrame(3 * 1384)
+	f.GSO.HeaderLen = 40
+	sealer := l.sending.Load().sealers[1]
+	in := newInbound(l, dev)
+	give := func(index, count, payload int) {
+		t.Helper()
+		record := make([]byte, wire.PrefixLen+40+payload)
+		copy(record[wire.PrefixLen:], f.Data[:40])
+		wire.Piece{Index: index, Count: count, GSO: f.GSO}.Put(record)
+		d, err := sealer.Seal(nil, record)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.burst(Burst{Data: d, Size: len(d)})
+	}
+	for name, second := range map[string][3]int{
+		"longer": {1, 3, 1385}, "empty": {1, 3, 0}, "shorter, not the last": {1, 3, 1000},
+		"other count": {1, 4, 1384}, "skips one": {2, 3, 1384},
+	} {
+		dev.frames = nil
+		give(0, 3, 1384)
+		give(second[0], second[1], second[2])
+		in.burst(Burst{})
+		if len(dev.frames) == 0 || len(dev.frames[0].Data) != 40+1384 {
+			t.Errorf("%s: %d frames", name, len(dev.frames))
+		}
+	}
+	dev.frames = nil
+	give(0, 3, 1384)
+	give(1, 3, 1384)
+	give(2, 3, 10)
+	if len(dev.frames) != 1 || len(dev.frames[0].Data) != 40+2*1384+10 || in.pending() {
+		t.Errorf("three that fit: %d frames", len(dev.frames))
+	}
+}
+
 // flow is n finished UDP packets that follow each other.
 func flow(n int) (frames []tunnel.Frame) {
 	for i := range n {
