@@ -268,3 +268,37 @@ func BenchmarkSeal(b *testing.B) {
 		})
 	}
 }
+
+// TestKeyCost prints and holds the tables of docs/handshake.md.
+func TestKeyCost(t *testing.T) {
+	for _, tt := range []struct{ least, most, bucket, datagram int }{
+		{0, 126, 128, 188}, {127, 510, 512, 572}, {511, 1406, 1408, 1468},
+	} {
+		for _, n := range []int{tt.least, tt.most} {
+			o, _ := pools(1, 1, 4096)
+			p, err := o.Seal(nil, make([]byte, n), 1408, true, clockZero)
+			if err != nil || len(p) != Overhead+tt.bucket || int(o.used) != tt.bucket+Cost ||
+				len(p)+32 != tt.datagram {
+				t.Errorf("%d bytes: record of %d, %d pad, %v", n, len(p), o.used, err)
+			}
+		}
+		t.Logf("%4d to %4d bytes: ciphertext %4d, pad %4d, datagram %4d", tt.least, tt.most, tt.bucket,
+			tt.bucket+Cost, tt.datagram)
+	}
+	// A GB of full packets, blocks of 16 KiB as they are used up.
+	const full, block = 1390, 16 << 10
+	o, _ := pools(1, 64, block)
+	packets := 0
+	for {
+		if _, err := o.Seal(nil, make([]byte, 1+full), 1408, true, clockZero); err != nil {
+			break
+		}
+		packets++
+	}
+	perGB := float64(64*block) / float64(packets*full) * 8e9
+	t.Logf("%.2f Gbit of key for 1 GB of packets of %d bytes, %.2f without what blocks waste", perGB/1e9, full,
+		float64(o.used)/float64(packets*full)*8)
+	if perGB < 8.1e9 || perGB > 8.7e9 {
+		t.Errorf("%.3g bits of key for a GB", perGB)
+	}
+}

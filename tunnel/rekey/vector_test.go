@@ -91,6 +91,8 @@ var vectorCases = []vectorCase{
 	}},
 	{QKDPreferred, "the responder does not get the keys of the first M3: refused, then chained",
 		func(w *world) { w.kme.state[w.other(w.scheduled()).id].err = tunnel.ErrKeyDown }},
+	{OTPPreferred, "first handshake of ends that prefer one-time pad, two QKD keys", nil},
+	{OTPStrict, "first handshake of ends that insist on one-time pad, two QKD keys", nil},
 }
 
 func (c vectorCase) file(s Suite, n int) string {
