@@ -115,6 +115,9 @@ func (d *device) take(ctx context.Context, b *hw.Block) error {
 		return err
 	}
 	b.Bits.Clear()
+	if err := d.awaitRoom(ctx, len(sealed.Slots)); err != nil {
+		return err
+	}
 	for {
 		t := d.owner.ticket.Add(1)
 		r, err := d.owner.call(ctx, t, peer.Ingested{Ticket: t, Segment: seg, Sealed: sealed})
@@ -140,6 +143,34 @@ func (d *device) follow(b *hw.Block) {
 		d.owner.report(peer.Event{Alarm: true, Text: skipped, Link: d.link.ID,
 			Reason: fmt.Sprintf("%d came after %d of generation %d", b.Seq, last.seq, b.Generation)})
 	}
+}
+
+// awaitRoom waits until the disk has room for a block beside what is kept for
+// claims (rule 13). A block that the store refused would stop the KME.
+func (d *device) awaitRoom(ctx context.Context, bytes int) error {
+	store, ok := d.owner.store.(interface{ Room(bytes int) error })
+	if !ok {
+		return nil
+	}
+	err := store.Room(bytes)
+	if !errors.Is(err, kms.ErrSpace) {
+		return err
+	}
+	d.log.Error("blocks wait at the device", "err", err)
+	d.mu.Lock()
+	before := d.status
+	d.mu.Unlock()
+	d.down(err.Error())
+	for errors.Is(err, kms.ErrSpace) {
+		if !sleep(ctx, fullPause) {
+			return ctx.Err()
+		}
+		err = store.Room(bytes)
+	}
+	d.mu.Lock()
+	d.status = before
+	d.mu.Unlock()
+	return err
 }
 
 // watch keeps the device's last status and logs its alarms until ctx ends.

@@ -104,6 +104,11 @@ func openable(t *testing.T, cfg Config, copies map[kms.SegmentID][]kms.Sealed,
 	if err != nil {
 		t.Fatal(err)
 	}
+	journal, err := os.ReadFile(filepath.Join(cfg.Dir, "kms.journal"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	db = append(db, journal...)
 	root, err := keyring.ReadRootKey(cfg.RootKey)
 	if err != nil {
 		t.Fatal(err)

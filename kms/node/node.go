@@ -172,7 +172,10 @@ func Open(cfg Config) (*Node, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open KME: %w", err)
 	}
-	store, err := boltstore.Open(filepath.Join(cfg.Dir, StoreFile), cfg.KME, boltstore.Options{})
+	// The store is made before the epoch keys: where these are, it has been.
+	_, none := os.Stat(filepath.Join(cfg.Dir, epochFile))
+	store, err := boltstore.Open(filepath.Join(cfg.Dir, StoreFile), cfg.KME,
+		boltstore.Options{MustExist: none == nil})
 	if err != nil {
 		return nil, err
 	}

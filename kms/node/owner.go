@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -169,6 +170,7 @@ var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c
 
 // drain takes what else waits, so that it shares the commit.
 func (o *owner) drain() {
+	runtime.Gosched() // whoever is about to ask comes along
 	for len(o.own) < batchMost {
 		select {
 		case req := <-o.in:
