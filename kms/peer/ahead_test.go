@@ -13,12 +13,16 @@ func TestDemandIsGrantedAhead(t *testing.T) {
 	const draws, every = 5000, 5 // messages arrive every 5 ms
 	s := newStage()
 	do := func(line string) { s.do(t, strings.Fields(line)) }
-	for _, line := range []string{"boot a", "boot b", "join", "all",
-		"ingest a 1 slots=4096", "ingest b 1 slots=4096", "ingest a 2 slots=4096",
-		"ingest b 2 slots=4096", "ingest a 3 slots=4096", "ingest b 3 slots=4096",
-		"ingest a 4 slots=4096", "ingest b 4 slots=4096", "all", "draw a a1 b1", "all"} {
+	for _, line := range []string{"boot a", "boot b", "join", "all"} {
 		do(line)
 	}
+	for n := 1; n <= 8; n++ { // half of them are drawn; of the last nothing is kept ahead
+		do(fmt.Sprintf("ingest a %d slots=4096", n))
+		do(fmt.Sprintf("ingest b %d slots=4096", n))
+		do("all")
+	}
+	do("draw a a1 b1")
+	do("all")
 	s.out.Reset()
 	waited := 0
 	for i := range draws {

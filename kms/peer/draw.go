@@ -424,7 +424,11 @@ func (m *Machine) openAhead(r *remote) {
 			room += s.Slots - s.next
 			size = max(size, s.Slots)
 		}
-		if l.idAgreed && len(l.mine) > 0 && room < max(size/4, r.demand, 1) {
+		least := max(size/4, 1)
+		if len(l.mine) > 1 { // grantAhead leaves what the last one has
+			least = max(least, r.demand)
+		}
+		if l.idAgreed && len(l.mine) > 0 && room < least {
 			m.openNext(l)
 		}
 	}
