@@ -271,7 +271,33 @@ func TestPrintedCommandsOnly(t *testing.T) {
 			t.Errorf("%s: %d commands, at most %d are promised", s.name, len(s.commands), mostCommands)
 		}
 	}
+	onlyPrinted(t, a, b)
 	t.Logf("from two empty machines to encrypted traffic in %v", took.Round(time.Millisecond))
+}
+
+// onlyPrinted holds every command that was run against what was printed before
+// it, word for word: only the first of each site comes from the manual, and in
+// one the name of the other site is put in.
+func onlyPrinted(t *testing.T, sites ...*site) {
+	t.Helper()
+	lines := map[string]bool{}
+	for _, s := range sites {
+		for _, p := range s.running {
+			for line := range strings.Lines(p.said()) {
+				lines[strings.TrimSpace(line)] = true
+			}
+		}
+	}
+	for _, s := range sites {
+		if first := s.commands[0]; !strings.HasPrefix(first, "quietline init") {
+			t.Errorf("%s begins with %s", s.name, first)
+		}
+		for _, c := range s.commands[1:] {
+			if !lines[c] && !lines[strings.Replace(c, " kochi", " OTHER-SITE", 1)] {
+				t.Errorf("%s: nobody printed: %s", s.name, c)
+			}
+		}
+	}
 }
 
 // daemons starts what was printed.
