@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -163,12 +164,12 @@ func TestGiveWay(t *testing.T) {
 	<-got
 	for _, most := range []int32{0, 1} {
 		limit.Store(most)
-		ran := false
+		var ran atomic.Bool
 		procs := runtime.GOMAXPROCS(1) // so that only giving way lets another run
-		go func() { ran = true }()
+		go ran.Store(true)
 		GiveWay()
-		if ran != (most == 0) {
-			t.Errorf("one reader, %d may be: another has run %v", most, ran)
+		if ran.Load() != (most == 0) {
+			t.Errorf("one reader, %d may be: another has run %v", most, ran.Load())
 		}
 		runtime.GOMAXPROCS(procs)
 	}
