@@ -33,6 +33,8 @@ var formats = []struct {
 	{"Key manager to key manager: the channel", "kms/node", "greeting", ""},
 	{"Key manager to key manager", "kms/peer", "kHello", ""},
 	{"Store file", "kms/boltstore", "", ""},
+	{"Store journal", "kms/boltstore", "journalMagic", ""},
+	{"Store journal: what a commit writes", "kms/boltstore", "deleted", ""},
 	{"Sealing and the epoch file", "kms/keyring", "", ""},
 	{"Root key under a passphrase", "kms/keyring", "SealedRoot", ""},
 	{"Audit log", "kms/audit", "", ""},
