@@ -70,6 +70,11 @@ func child(what string, args []string) error {
 			return err
 		}
 		return j.Run(ctx, func(string) {})
+	case "joinfiles", "reply":
+		return childFiles(ctx, what, args[0], args[1])
+	case "take":
+		_, err := Take(args[0], Signed{Chains: args[3:], SAECA: args[1], PeerCA: args[2]})
+		return err
 	case "revoke":
 		h, err := OpenHome(args[0])
 		if err != nil {
@@ -109,6 +114,41 @@ func childInvite(ctx context.Context, file, told string) error {
 		return err
 	}
 	return inv.Serve(ctx, ln, reads(string(heard)), func(s string) { fmt.Fprintln(os.Stderr, s) })
+}
+
+// childFiles is one end of an enrolment by the files in a folder.
+func childFiles(ctx context.Context, what, file, stick string) error {
+	h, err := OpenHome(file)
+	if err != nil {
+		return err
+	}
+	if what == "reply" {
+		off := terms
+		off.Offline = true
+		inv, err := h.Invite(off, time.Now())
+		if err != nil || inv.Done() {
+			return err
+		}
+		heard, err := os.ReadFile(filepath.Join(stick, "heard"))
+		if err != nil {
+			return err
+		}
+		_, err = inv.ReadReply(ctx, filepath.Join(stick, "back"), reads(string(heard)))
+		return err
+	}
+	text, err := os.ReadFile(filepath.Join(stick, "token"))
+	if err != nil {
+		return err
+	}
+	t, err := ParseToken(string(text))
+	if err != nil {
+		return err
+	}
+	j, err := h.Join(t, t.Groups())
+	if err != nil {
+		return err
+	}
+	return j.RunFiles(filepath.Join(stick, "there"), filepath.Join(stick, "back"), time.Now())
 }
 
 // run starts a child that is killed after n changes; 0 = never.
@@ -283,6 +323,73 @@ func both(t *testing.T, n int, a, b *Home, told string) bool {
 		case <-time.After(20 * time.Second):
 			_ = inviting.Process.Kill()
 			t.Fatalf("after %d steps the inviter does not end; the joiner: %v", n, err)
+		}
+	}
+}
+
+// TestKillFiles kills each end of an enrolment by files after every one of its
+// steps; the same command completes it.
+func TestKillFiles(t *testing.T) {
+	t.Parallel()
+	for what, least := range map[string]int{"joinfiles": 8, "reply": 8} {
+		for n := 1; ; n += stride() {
+			a, b, stick := newHome(t, "tokyo"), newHome(t, "kochi"), t.TempDir()
+			off := terms
+			off.Offline = true
+			inv := invite(t, a, off)
+			err := errors.Join(inv.WriteFile(filepath.Join(stick, "there")),
+				os.WriteFile(filepath.Join(stick, "token"), []byte(inv.token.Text()), 0o600),
+				os.WriteFile(filepath.Join(stick, "heard"), []byte(b.Fingerprint()), 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+			kills := map[string]int{what: n}
+			again := false
+			for _, c := range []struct{ what, site string }{{"joinfiles", b.SiteFile()}, {"reply", a.SiteFile()}} {
+				if killed(t, run(t, kills[c.what], c.what, c.site, stick)) {
+					again = true
+					if killed(t, run(t, 0, c.what, c.site, stick)) {
+						t.Fatal("killed without a reason")
+					}
+				}
+			}
+			trusted(t, a, b)
+			if !again {
+				if n < least {
+					t.Errorf("%s: only %d steps", what, n-1)
+				}
+				break
+			}
+		}
+	}
+}
+
+// TestKillTake kills the command that takes the chains of another CA after
+// every one of its steps; the same command completes it.
+func TestKillTake(t *testing.T) {
+	t.Parallel()
+	o := newOffice(t)
+	o.ca("apps", "", "P-256", "")
+	o.ca("kmes", "", "P-256", "")
+	for n := 1; ; n += stride() {
+		dir, p := begun(t, "tokyo")
+		args := []string{dir, o.path("apps.crt"), o.path("kmes.crt"), o.sign(p.request(t, doorPair), "apps"),
+			o.sign(p.request(t, peerPair), "kmes"), o.sign(p.request(t, linePair), "apps")}
+		again := killed(t, run(t, n, "take", args...))
+		if again && killed(t, run(t, 0, "take", args...)) {
+			t.Fatal("killed without a reason")
+		}
+		if _, err := config.Load(filepath.Join(dir, "site.yaml")); err != nil {
+			t.Fatalf("after %d steps: %v", n, err)
+		}
+		if left, _ := filepath.Glob(filepath.Join(dir, "pki", "*.new.key")); len(left) > 0 {
+			t.Fatalf("after %d steps: left are %v", n, left)
+		}
+		if !again {
+			if n < 8 {
+				t.Errorf("only %d steps", n-1)
+			}
+			return
 		}
 	}
 }

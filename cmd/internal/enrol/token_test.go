@@ -1,6 +1,7 @@
 package enrol
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -110,6 +111,45 @@ func FuzzCard(f *testing.F) {
 		}
 		if strings.ContainsAny(c.Site+c.KME+c.SAE, "/\\ \n") {
 			t.Fatalf("a name that becomes a path: %+v", c)
+		}
+	})
+}
+
+// FuzzFrame: whatever a stranger sends is a frame or an error, of bounded size.
+func FuzzFrame(f *testing.F) {
+	good := []byte(`{"kind":"join","body":"e30=","mac":"AA=="}`)
+	f.Add(append([]byte{0, 0, 0, byte(len(good))}, good...))
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff, 'x'})
+	f.Add([]byte{0, 0, 0, 2, '{', '}', '{', '}'})
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := readFrame(bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		if len(m.Body) > len(text) || strings.ContainsFunc(printable(m.Body), func(r rune) bool { return r < ' ' || r > '~' }) {
+			t.Fatal("a frame of more than was sent, or one that commands a terminal")
+		}
+		_ = m.into(kindJoin, &joinBody{})
+	})
+}
+
+// FuzzUnseal: a file from a stick is opened whole or not at all.
+func FuzzUnseal(f *testing.F) {
+	tok := sampleToken()
+	file, err := seal(tok, replyKind, &signedCard{Card: []byte("{}")})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(file)
+	f.Add([]byte("-----BEGIN QUIETLINE REPLY-----\n-----END QUIETLINE REPLY-----\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		var s signedCard
+		err := unseal(tok, replyKind, text, &s)
+		if err == nil && string(s.Card) != "{}" {
+			t.Fatal("a file opens that nobody sealed")
+		}
+		if err != nil && !errors.Is(err, ErrCard) && !errors.Is(err, ErrSecret) {
+			t.Fatalf("error of another kind: %v", err)
 		}
 	})
 }
