@@ -34,8 +34,9 @@ var (
 // headRoom holds the head of an answer with keys; it has some 170 bytes.
 const headRoom = 512
 
-// smallSize holds an answer of up to eight 4,096-bit keys, or 60 of 256 bits.
-const smallSize = headRoom + 6<<10
+// smallSize holds an answer of up to 150 keys of 256 bits, or 20 of 4,096; a
+// record of TLS holds no more (RFC 8446 section 5.1).
+const smallSize = 16 << 10
 
 // write sends the answer and wipes its body. An answer with keys goes to the
 // connection in one piece with its head, past the buffers of net/http, and
