@@ -158,7 +158,8 @@ func modest(t *testing.T, ns *lab.Namespace, packets int) (came [hubSites]int) {
 		wg.Go(func() {
 			defer conn.Close()
 			seen := map[uint32]bool{}
-			_ = conn.SetReadDeadline(time.Now().Add(time.Duration(packets)*20*time.Millisecond + 5*time.Second))
+			_ = conn.SetReadDeadline(time.Now().Add(
+				time.Duration(packets)*20*time.Millisecond + raced*5*time.Second))
 			sent := make(chan struct{})
 			go func() {
 				defer close(sent)
