@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/quietline/quietline/etsi014"
@@ -29,6 +30,10 @@ type reply struct {
 	err     error
 }
 
+// replyChannels are of callers that were answered. One who left before takes
+// the channel along: the answer may still come.
+var replyChannels = sync.Pool{New: func() any { return make(chan reply, 1) }}
+
 var errNotRunning = errors.New("KME is not running")
 
 // put hands an input to the machine; it waits while the KME is busy.
@@ -43,7 +48,7 @@ func (o *owner) put(ctx context.Context, in peer.Input) {
 // call hands an input to the machine and waits for its answer. When ctx ends a
 // waiting Draw is canceled; if its keys were claimed before, they are lost.
 func (o *owner) call(ctx context.Context, ticket uint64, in peer.Input) (reply, error) {
-	c := make(chan reply, 1)
+	c := replyChannels.Get().(chan reply)
 	select {
 	case o.in <- request{input: in, ticket: ticket, reply: c}:
 	case <-o.done:
@@ -53,6 +58,7 @@ func (o *owner) call(ctx context.Context, ticket uint64, in peer.Input) (reply, 
 	}
 	select {
 	case r := <-c:
+		replyChannels.Put(c) // empty, and nobody knows it any more
 		return r, nil
 	case <-ctx.Done():
 		if _, ok := in.(peer.Draw); ok {

@@ -54,6 +54,8 @@ type owner struct {
 	replies map[uint64]chan<- reply
 	openers map[kms.SegmentID]*keyring.Opener
 	own     []peer.Input                  // for the next batch
+	spare   []peer.Input                  // empty, takes the place of own
+	answers []reply                       // of the batch before: its memory
 	wrapped map[kms.SegmentID]kms.Wrapped // data keys of live segments, as far as known
 	claims  int                           // keys answered since the last turn
 
@@ -99,6 +101,9 @@ func (o *owner) run(ctx context.Context) (err error) {
 		o.mu.Unlock()
 		close(o.done)
 	}()
+	// A commit is not cut short by a shutdown: half a commit would be a failed
+	// write.
+	work := context.WithoutCancel(ctx)
 	o.own = []peer.Input{peer.Boot{}}
 	c := clocks{time.NewTimer(0), time.NewTicker(remarkEvery), time.NewTicker(o.turnEvery)}
 	defer c.stop()
@@ -108,14 +113,14 @@ func (o *owner) run(ctx context.Context) (err error) {
 		}
 		if err == nil && o.claims >= turnKeys {
 			o.claims = 0
-			err = o.turn(ctx)
+			err = o.turn(work)
 		}
 		if err != nil {
 			o.log.Error("KME stops", "err", err)
 			return err
 		}
 		o.drain()
-		at, err := o.batch(ctx)
+		at, err := o.batch(work)
 		if err != nil {
 			o.log.Error("KME stops", "err", err)
 			return err
@@ -201,7 +206,7 @@ func (o *owner) accept(req request) {
 // machine wants to be woken.
 func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 	inputs := o.own
-	o.own = nil
+	o.own = o.spare
 	now := max(time.Since(o.began), 1)
 	all := o.machine.Step(now, inputs...)
 	if err := o.wrapKeys(&all, o.ring.Epoch()); err != nil {
@@ -224,15 +229,16 @@ func (o *owner) batch(ctx context.Context) (wake time.Duration, err error) {
 		return 0, err
 	}
 	if len(all.Changes) > 0 {
-		// The commit is not cut short by a caller or a shutdown: half a commit
-		// would be a failed write.
-		pos, err := o.store.Commit(context.WithoutCancel(ctx), o.fence, all.Changes)
+		pos, err := o.store.Commit(ctx, o.fence, all.Changes)
 		if err != nil {
 			return 0, err
 		}
 		o.own = append(o.own, peer.Durable{Position: pos})
 	}
 	o.release(ctx, all, replies)
+	clear(replies) // their keys are the callers'
+	clear(inputs)
+	o.spare = inputs[:0]
 	for _, c := range o.settling {
 		close(c)
 	}

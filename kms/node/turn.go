@@ -61,7 +61,7 @@ func (o *owner) turn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pos, err := o.store.Commit(context.WithoutCancel(ctx), o.fence, out.Changes)
+	pos, err := o.store.Commit(ctx, o.fence, out.Changes)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (o *owner) sealAnew(ctx context.Context, c *kms.Change, gone map[kms.Segmen
 	var sealed kms.Sealed
 	var err error
 	if c.Op == kms.OpReseal || !known {
-		if sealed, _, err = o.store.Load(context.WithoutCancel(ctx), c.Segment); err != nil {
+		if sealed, _, err = o.store.Load(ctx, c.Segment); err != nil {
 			return err
 		}
 		key = sealed.Key
@@ -142,9 +142,17 @@ func (o *owner) sealAnew(ctx context.Context, c *kms.Change, gone map[kms.Segmen
 // destroy the segment of the last of them. Keys that cannot be read are claimed
 // and lost: the caller is told, and their segment is given up next.
 func (o *owner) prepare(ctx context.Context, answers []peer.Answer) ([]reply, error) {
-	replies := make([]reply, len(answers))
-	for i, a := range answers {
-		replies[i] = reply{keys: a.Keys, err: a.Err, openers: make([]*keyring.Opener, len(a.Keys))}
+	keys := 0
+	for i := range answers {
+		keys += len(answers[i].Keys)
+	}
+	openers := make([]*keyring.Opener, keys) // of all callers, each has its part
+	replies := o.answers[:0]
+	for i := range answers {
+		a := &answers[i]
+		n := len(a.Keys)
+		replies = append(replies, reply{keys: a.Keys, err: a.Err, openers: openers[:n:n]})
+		openers = openers[n:]
 		for j, k := range a.Keys {
 			op, err := o.opener(ctx, k)
 			if unreadable(err) {
@@ -158,6 +166,7 @@ func (o *owner) prepare(ctx context.Context, answers []peer.Answer) ([]reply, er
 			replies[i].openers[j] = op
 		}
 	}
+	o.answers = replies
 	return replies, nil
 }
 
@@ -170,7 +179,7 @@ func (o *owner) opener(ctx context.Context, k peer.KeyRef) (*keyring.Opener, err
 	if op := o.openers[k.Segment]; op != nil {
 		return op, nil
 	}
-	sealed, _, err := o.store.Load(context.WithoutCancel(ctx), k.Segment)
+	sealed, _, err := o.store.Load(ctx, k.Segment)
 	if err != nil {
 		return nil, err
 	}
