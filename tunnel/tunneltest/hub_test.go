@@ -95,21 +95,9 @@ func TestHubIsFair(t *testing.T) {
 		}
 		return true
 	})
-	echo, err := ns[1].ListenPacket("udp", "0.0.0.0:7")
-	if err != nil {
-		t.Fatal(err)
+	for i := 1; i < hubSites; i++ {
+		defer answer(t, ns[1], netip.AddrPortFrom(inner(i, 1), 7))()
 	}
-	defer echo.Close()
-	go func() { // ends with echo
-		buf := make([]byte, 2000)
-		for {
-			n, from, err := echo.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = echo.WriteTo(buf[:n], from)
-		}
-	}()
 	stop := flood(t, ns[0], netip.AddrPortFrom(inner(0, 1), 9))
 	defer stop()
 	poll(t, "flood", func() bool { return sites[0].Stats().Received.Packets > 1000 })
@@ -117,12 +105,33 @@ func TestHubIsFair(t *testing.T) {
 	came := modest(t, ns[0], packets)
 	stop()
 	for i, n := range came {
-		// The echo is one socket for all; a loss in a hundred may be its own.
 		if i > 0 && n < packets*9/10 {
 			t.Errorf("line %d: %d of %d packets came back beside a flood", i, n, packets)
 		}
 	}
 	t.Logf("flood: %d packets there", sites[0].Stats().Received.Packets)
+}
+
+// answer sends back what comes, until it is stopped.
+func answer(t *testing.T, ns *lab.Namespace, at netip.AddrPort) (stop func()) {
+	t.Helper()
+	conn, err := ns.ListenPacket("udp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2000)
+		for {
+			n, from, err := conn.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			_, _ = conn.WriteTo(buf[:n], from)
+		}
+	}()
+	return func() { _ = conn.Close(); <-done }
 }
 
 // flood sends as much as one thread can until it is stopped.
