@@ -53,9 +53,20 @@ func (b Bitmap) Set(i int) { b[i/8] |= 1 << (i % 8) }
 func NewBitmap(n int) Bitmap { return make(Bitmap, (n+7)/8) }
 
 // Lease is the right to write, and what stood in the store when it was given.
+//
+// A KME has one writer. Whoever leases its own state (the empty link) is it,
+// from that moment on and for every link; what had been leased before is worth
+// nothing: each later commit under an older fence is refused whole, with
+// ErrFenced, and changes nothing. A link's lease is the state of that link for
+// the writer to start from. It carries no fence and no right, so that a process
+// that was fenced off cannot come by a newer fence without taking over.
+//
+// So of two processes at one KME, one writes and the other may read what Load
+// and Scan show. Several that draw from one KME at a time would have to lease
+// parts of a link, each under a fence of its own; no store does that yet.
 type Lease struct {
-	Fence Fence
-	Until time.Time // zero: until the store is closed
+	Fence Fence     // of the KME's own state; zero in a link's lease
+	Until time.Time // commits later than that are ErrFenced; zero: no such time
 
 	// With the empty link: the KME's own state.
 	Incarnation uint64 // of the last start
@@ -155,9 +166,9 @@ type Record struct {
 // change that breaks a rule is refused inside the transaction, whatever the
 // caller believed. Methods may be called from several goroutines.
 type Store interface {
-	// Lease takes the KME's own state (empty link) or a link with its
-	// segments over from whoever had it; n bounds the segments, n < 0 takes
-	// all. Commits under an older fence fail with ErrFenced from then on.
+	// Lease takes the KME over from whoever had it (empty link), or tells the
+	// state of a link and its n oldest segments, n < 0 all; see [Lease]. What
+	// n leaves out is not held back: the writer may change every segment.
 	Lease(ctx context.Context, link LinkID, n int) (Lease, error)
 	// Commit makes all changes and their audit record durable, or none. It
 	// returns the log's new position. After any error but a refusal (see

@@ -15,9 +15,8 @@ import (
 	"github.com/quietline/quietline/kms/audit"
 )
 
-// Lease implements kms.Store. One file has one writer, so a lease of the
-// KME's own state (empty link) takes the whole store and moves the fence; a
-// link's lease is under the fence that stands.
+// Lease implements kms.Store. The database's lock lets in one process at a
+// time; within it a lease of the KME's own state moves the fence.
 func (s *Store) Lease(ctx context.Context, link kms.LinkID, n int) (l kms.Lease, err error) {
 	if err := ctx.Err(); err != nil {
 		return l, err
@@ -57,7 +56,7 @@ func (s *Store) leaseKME(l *kms.Lease) error {
 
 func (s *Store) leaseLink(link kms.LinkID, n int, l *kms.Lease) {
 	rec := s.links[link]
-	*l = kms.Lease{Fence: s.fence, Generation: rec.generation, Floor: rec.floor, IDKey: rec.idKey,
+	*l = kms.Lease{Generation: rec.generation, Floor: rec.floor, IDKey: rec.idKey,
 		Ledger: rec.ledger}
 	l.IDKey.Bytes = slices.Clone(l.IDKey.Bytes)
 	for id, seg := range s.segments {

@@ -99,7 +99,6 @@ func openSegments(dir string) (contender, error) {
 	if l, err = s.Lease(context.Background(), link, -1); err != nil {
 		return nil, err
 	}
-	c.fence = max(c.fence, l.Fence)
 	if n := len(l.Segments); n > 0 {
 		c.next = l.Segments[n-1].ID.Number + 1
 	}

@@ -115,7 +115,6 @@ func (s *Memory) Lease(ctx context.Context, link kms.LinkID, n int) (kms.Lease, 
 		})
 		return l, nil
 	}
-	l.Fence = s.fence
 	if rec := s.links[link]; rec != nil {
 		l.Generation, l.Floor, l.IDKey, l.Ledger = rec.generation, rec.floor, rec.idKey, rec.ledger
 	}

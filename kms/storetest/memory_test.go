@@ -1,6 +1,9 @@
 package storetest
 
 import (
+	"context"
+	"iter"
+	"sync"
 	"testing"
 
 	"github.com/quietline/quietline/kms"
@@ -15,8 +18,39 @@ func TestMemory(t *testing.T) {
 			stores[t] = stores[t].Clone()
 			stores[t].closed = false
 		}
-		return stores[t]
+		return &locked{Memory: stores[t]}
 	})
+}
+
+// locked is a Memory for several goroutines.
+type locked struct {
+	mu sync.Mutex
+	*Memory
+}
+
+func (l *locked) Commit(ctx context.Context, f kms.Fence, c []kms.Change) (kms.Position, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Memory.Commit(ctx, f, c)
+}
+
+func (l *locked) Lease(ctx context.Context, link kms.LinkID, n int) (kms.Lease, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Memory.Lease(ctx, link, n)
+}
+
+func (l *locked) Load(ctx context.Context, id kms.SegmentID) (kms.Sealed, []kms.Bitmap, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Memory.Load(ctx, id)
+}
+
+// Scan reads a clone, for its reader may commit.
+func (l *locked) Scan(ctx context.Context, from uint64) iter.Seq2[kms.Record, error] {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.Memory.Clone().Scan(ctx, from)
 }
 
 func TestCloneSharesNothing(t *testing.T) {

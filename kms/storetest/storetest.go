@@ -45,6 +45,9 @@ func Run(t *testing.T, opener Opener) {
 		"transitions":        transitions,
 		"reopen":             reopen,
 		"fence":              fence,
+		"links":              links,
+		"concurrent":         concurrent,
+		"long log":           longLog,
 		"log":                auditLog,
 		"canceled":           canceled,
 		"neighbours":         neighbours,
@@ -203,7 +206,6 @@ func state(t *testing.T, h *handle) view {
 	if v.Link, err = h.Lease(t.Context(), link, -1); err != nil {
 		t.Fatal(err)
 	}
-	v.Link.Fence = 0
 	for _, s := range v.Link.Segments {
 		sealed, claims, err := h.Load(t.Context(), s.ID)
 		if s.State == kms.StateClosed {
@@ -325,24 +327,6 @@ func reopen(t *testing.T, opener Opener) {
 	}
 	if err := h.try(kms.Change{Op: kms.OpBoot, Incarnation: 5}); !errors.Is(err, kms.ErrChange) {
 		t.Errorf("incarnation again: %v, want ErrChange", err)
-	}
-}
-
-func fence(t *testing.T, opener Opener) {
-	s := opener(t, true)
-	defer s.Close()
-	old := lease(t, s)
-	old.must(opened(1)...)
-	late := lease(t, s)
-	if err := old.try(claim(1, 0, 1, kms.RoleInitiator, "a")); !errors.Is(err, kms.ErrFenced) {
-		t.Errorf("claim behind the fence: %v, want ErrFenced", err)
-	}
-	late.must(claim(1, 0, 1, kms.RoleInitiator, "a"))
-	if late.fence <= old.fence {
-		t.Errorf("fence went from %d to %d", old.fence, late.fence)
-	}
-	if _, err := s.Commit(t.Context(), late.fence+1, nil); !errors.Is(err, kms.ErrFenced) {
-		t.Errorf("commit with a fence never given: %v, want ErrFenced", err)
 	}
 }
 
