@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel/dudect"
 )
 
 // pools are an Out and an In with the same blocks.
@@ -300,5 +302,30 @@ func TestKeyCost(t *testing.T) {
 		float64(o.used)/float64(packets*full)*8)
 	if perGB < 8.1e9 || perGB > 8.7e9 {
 		t.Errorf("%.3g bits of key for a GB", perGB)
+	}
+}
+
+// TestTimingOfTags: neither how much of a tag is right nor what is hidden shows
+// in time.
+func TestTimingOfTags(t *testing.T) {
+	o, in := pools(1, 1, 16<<10)
+	p, err := o.Seal(nil, make([]byte, 500), 1408, true, clockZero)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, last := bytes.Clone(p), bytes.Clone(p)
+	first[len(p)-tagLen] ^= 0x80
+	last[len(p)-1] ^= 0x80
+	kinds := [2][]byte{first, last}
+	var dst []byte
+	if x := dudect.Steady(4000, func(k int) { dst, _ = in.Open(dst[:0], kinds[k]) }); math.Abs(x) >= dudect.Limit {
+		t.Errorf("t = %.1f between a tag wrong at its first and at its last byte", x)
+	}
+	plain := [2][]byte{make([]byte, 500), bytes.Repeat([]byte{0xff}, 500)}
+	if x := dudect.Steady(4000, func(k int) {
+		o.at, o.left = rLen, 1<<20 // the time, not the pad, is of interest
+		dst, _ = o.Seal(dst[:0], plain[k], 1408, true, clockZero)
+	}); math.Abs(x) >= dudect.Limit {
+		t.Errorf("t = %.1f between zeros and ones", x)
 	}
 }

@@ -63,6 +63,7 @@ type end struct {
 	loaded  func() bool        // says that datagrams pile up
 	keys    func([]tunnel.Key) // sees what the key manager gives
 	trace   func(d []byte)
+	clock   *time.Duration          // gathers what Step takes
 	bend    func(*Output)           // plants a bug
 	tamper  func(to *end, d []byte) // sees each datagram that arrives
 }
@@ -214,7 +215,12 @@ func (e *end) boot() {
 }
 
 func (e *end) step(in Input) {
-	e.obey(e.m.Step(e.w.now, in))
+	began := time.Now()
+	out := e.m.Step(e.w.now, in)
+	if e.clock != nil {
+		*e.clock += time.Since(began)
+	}
+	e.obey(out)
 }
 
 func (e *end) obey(out Output) {
