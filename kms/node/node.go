@@ -256,7 +256,8 @@ func (n *Node) lease(saes map[etsi014.SAEID]etsi014.KMEID) (*owner, error) {
 		n.cfg.MaxSegments = 1 << 16
 	}
 	mc := peer.Config{MaxSegments: n.cfg.MaxSegments, KME: n.cfg.KME, SAEs: saes, TrustDisks: n.cfg.TrustDisks,
-		Retention: n.cfg.Retention, KeySizeBits: n.cfg.Limits.KeySizeBits, Rand: rand.Reader}
+		Retention: n.cfg.Retention, KeySizeBits: n.cfg.Limits.KeySizeBits, Rand: rand.Reader,
+		Reserve: reserved(n.cfg.Limits)}
 	if snap.Links[kms.Loopback], err = n.store.Lease(ctx, kms.Loopback, -1); err != nil {
 		return nil, fmt.Errorf("open KME: %w", err)
 	}

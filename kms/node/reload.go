@@ -25,8 +25,20 @@ func (n *Node) Reload(ctx context.Context, saes []SAE, limits kms.Limits) error 
 	if err := n.kme.Reload(at, limits); err != nil {
 		return fmt.Errorf("reload KME: %w", err)
 	}
-	if err := n.owner.ask(ctx, func(m *peer.Machine) { m.Direct(at) }); err != nil {
+	if err := n.owner.ask(ctx, func(m *peer.Machine) {
+		m.Direct(at)
+		m.Reserve(reserved(limits))
+	}); err != nil {
 		return fmt.Errorf("reload KME: %w", err)
 	}
 	return nil
+}
+
+// reserved is what all SAEs together have reserved of the stock with a peer,
+// default-size keys.
+func reserved(limits kms.Limits) (keys int) {
+	for _, a := range limits.Allowances {
+		keys += a.Reserve
+	}
+	return keys
 }

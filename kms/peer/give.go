@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"math"
 	"slices"
 
 	"github.com/quietline/quietline/kms"
@@ -24,9 +25,24 @@ func (m *Machine) giveAway(l *link, n int) {
 }
 
 // wanted: the peer has nothing to draw. Half of what we do not need now goes
-// over, never the last.
+// over, never the last, and nothing that SAEs of ours have reserved.
 func (m *Machine) wanted(l *link, n uint64) {
-	m.giveAway(l, int(min(n, uint64(len(l.mine)/2))))
+	n = min(n, uint64(len(l.mine)/2))
+	if m.cfg.Reserve == 0 {
+		m.giveAway(l, int(n))
+		return
+	}
+	per := kms.KeySlots(m.cfg.KeySizeBits, SlotBytes)
+	open, closed := l.remote.room(per, math.MaxInt)
+	for free := open + closed; n > 0 && len(l.mine) > 0; n-- {
+		free -= l.mine[len(l.mine)-1].Slots / per
+		// What may be granted ahead must not come out of the reserve either;
+		// see kms.Allowance.
+		if free-(free+3)/4 < m.cfg.Reserve {
+			return
+		}
+		m.giveAway(l, 1)
+	}
 }
 
 func (m *Machine) giveReceived(l *link, id kms.SegmentID) {

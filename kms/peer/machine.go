@@ -67,6 +67,9 @@ type Config struct {
 	// MaxSegments bounds the unopened segments of a link, whoever owns them; 0 =
 	// no bound. Blocks beyond it are answered kms.ErrFull.
 	MaxSegments int
+	// Reserve is how many keys of KeySizeBits in the stock with each peer are
+	// kept for SAEs of this KME: no segment is given away from them.
+	Reserve int
 	// KeySizeBits is the size for which grants are kept ready; 0 = 256.
 	KeySizeBits int
 	// Rand yields nonces and ID keys; crypto/rand but in simulations.

@@ -284,7 +284,7 @@ func (s *simSite) boot() {
 	if s.m, err = New(cfg, snap); err != nil {
 		w.fail("new: %v", err)
 	}
-	s.m.aheadLeast = 0 // grant ahead though each pair draws seldom
+	s.m.aheadLeast = 0    // grant ahead though each pair draws seldom
 	s.inc = Incarnation{} // of an earlier process
 	s.alive, s.conn, s.fence, s.wake = true, false, lease.Fence, 0
 	// A process reads a clock that began anywhere.
