@@ -56,7 +56,7 @@ func TestPlantedBugs(t *testing.T) {
 		{17, "partly drawn segment keeps its data key", "crashes", "I10:"},
 		{18, "one bitmap for all targets", "crashes", "L: |I2:"},
 		{19, "dec_keys consumes good IDs when one is bad", "crashes", "I2: a refused fetch|L: "},
-		{20, "key bytes reused on retry", "crashes", "already|I1:"},
+		{20, "key bytes reused on retry", "crashes", "already|I1:|keys got"},
 		{21, "refused OPEN retried for ever", "crashes", "L1: "},
 		{22, "stock cap full of peer-owned segments", "crashes", "L1: nothing could be drawn"},
 		{23, "one bitmap for both sides of a loopback pool", "crashes", "L: "},
