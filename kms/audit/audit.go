@@ -13,7 +13,9 @@
 // deleting its salt while the chain still verifies.
 //
 // A caller must keep in mind that an entry belongs in the same commit as the
-// changes it tells of: no record, no key.
+// changes it tells of: no record, no key. And that a log that ends earlier,
+// with all that tells of its end, is a whole log again: how far it went is what
+// the peers remember.
 package audit
 
 import (

@@ -3,10 +3,13 @@ package audit
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/kms"
 )
@@ -139,5 +142,73 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		sum := link([32]byte{}, 1, body) // a good hash, so that the fields are read
 		_, _ = Parse(kms.Position{}, append(body[:len(body):len(body)], sum[:]...), names.reveal)
+	})
+}
+
+// TestAdjoiningClaimsAreOne: what an entry tells of slots is what was claimed,
+// slot by slot and in order for each SAE, in as few changes as adjoin.
+func TestAdjoiningClaimsAreOne(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		type slot struct {
+			op      kms.Op
+			segment uint64
+			role    int
+			sae     etsi014.SAEID
+			number  int
+		}
+		list := func(changes []kms.Change) (slots []slot) {
+			for _, c := range changes {
+				for i := range c.Slots {
+					slots = append(slots, slot{c.Op, c.Segment.Number, c.Role, c.SAE, c.First + i})
+				}
+			}
+			return slots
+		}
+		var changes []kms.Change
+		next := 0
+		for range rapid.IntRange(0, 20).Draw(t, "changes") {
+			c := kms.Change{Op: rapid.SampledFrom([]kms.Op{kms.OpClaim, kms.OpClaim, kms.OpClaim,
+				kms.OpExpire, kms.OpTally}).Draw(t, "op"), Segment: kms.SegmentID{Link: "l"}}
+			if c.Op != kms.OpTally {
+				c.Segment.Number = rapid.Uint64Range(0, 1).Draw(t, "segment")
+				c.SAE = rapid.SampledFrom([]etsi014.SAEID{"a", "b"}).Draw(t, "sae")
+				c.Role = rapid.IntRange(-1, 0).Draw(t, "role")
+				c.First = next + rapid.IntRange(0, 1).Draw(t, "gap")
+				c.Slots = rapid.IntRange(1, 3).Draw(t, "slots")
+				next = c.First + c.Slots
+			}
+			changes = append(changes, c)
+		}
+		before := slices.Clone(changes)
+		names := map[Commitment]etsi014.SAEID{Commit(Salt{}, "a"): "a", Commit(Salt{}, "b"): "b"}
+		entry, pos, err := Append(kms.Position{}, time.Unix(1, 0), changes,
+			func(n etsi014.SAEID) (Commitment, error) { return Commit(Salt{}, n), nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, changes); diff != "" {
+			t.Fatalf("the caller's changes were changed:\n%s", diff)
+		}
+		rec, err := Parse(kms.Position{}, entry, func(c Commitment) (etsi014.SAEID, bool) {
+			n, ok := names[c]
+			return n, ok
+		})
+		if err != nil || rec.Position != pos {
+			t.Fatalf("Parse: %v", err)
+		}
+		var logged []kms.Change
+		for _, c := range changes {
+			if Logged(c.Op) {
+				logged = append(logged, c)
+			}
+		}
+		if diff := cmp.Diff(list(logged), list(rec.Changes), cmp.AllowUnexported(slot{})); diff != "" {
+			t.Fatalf("slots differ (-claimed +told):\n%s", diff)
+		}
+		for i := 1; i < len(rec.Changes); i++ {
+			if adjoins(&rec.Changes[i-1], &rec.Changes[i]) {
+				t.Fatalf("changes %d and %d adjoin", i-1, i)
+			}
+		}
 	})
 }
