@@ -96,6 +96,10 @@ type KME struct {
 	PeerKey         string `yaml:"peer_key" check:"required,path"`
 	// peer_ca is the root that signs the certificates of peers, PEM. Required.
 	PeerCA string `yaml:"peer_ca" check:"required,path"`
+	// peer_crl is a file of revocation lists of peers' roots, PEM or DER. It is
+	// read again when it changes; a peer that it names is cut off at once.
+	// Default: none.
+	PeerCRL string `yaml:"peer_crl,omitempty" check:"path"`
 	// root_key is the file of the key under which stored keys are wrapped; mode
 	// 0600 or 0400: 32 random bytes, or such bytes under a passphrase, with
 	// which the key manager starts sealed; `quietline kme new-root` makes

@@ -36,6 +36,7 @@ func TestFaults(t *testing.T) {
 		{"same door", "peer_listen: 192.0.2.1:8444", "peer_listen: 10.1.0.1:8443",
 			"kme.peer_listen", "same address as listen"},
 		{"same root", "peer_ca: pki/kme-ca.crt", "peer_ca: pki/sae-ca.crt", "kme.peer_ca", "use two"},
+		{"same root for a peer", "ca: pki/peers/kochi.crt", "ca: pki/sae-ca.crt", "peers[0].ca", "use two"},
 		{"metrics", "127.0.0.1:9461", "0.0.0.0:9461", "kme.metrics", "is not loopback"},
 		{"metrics name", "127.0.0.1:9461", "example.org:9461", "kme.metrics", "is not loopback"},
 		{"long socket", "control: /run/quietline/kme.sock", "control: /" + strings.Repeat("x", 107),

@@ -136,6 +136,12 @@ func (d *decoder) kme(s *Site) {
 		d.fault("kme.peer_ca", "is the same file as client_ca; with one root every SAE "+
 			"could pass for a key manager, use two")
 	}
+	for i, p := range s.Peers {
+		if p.CA != "" && p.CA == k.ClientCA {
+			d.fault(fmt.Sprintf("peers[%d].ca", i), "is the same file as kme.client_ca; with one root "+
+				"every SAE could pass for a key manager, use two")
+		}
+	}
 	// Port 0 lets the kernel choose, which gives two.
 	if k.Listen != "" && k.Listen == k.PeerListen && !strings.HasSuffix(k.Listen, ":0") {
 		d.fault("kme.peer_listen", "is the same address as listen; use another port")

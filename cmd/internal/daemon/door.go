@@ -39,7 +39,7 @@ func openDoor(s *config.Site, log *slog.Logger) (*keyDoor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := twoRoots(s.KME); err != nil {
+	if err := twoRoots(s); err != nil {
 		return nil, err
 	}
 	d := &keyDoor{live: live, site: s, loaded: s, log: log,
@@ -105,7 +105,7 @@ func (d *keyDoor) load(ctx context.Context, s *config.Site) error {
 	if s.KME == nil {
 		return ErrNoKME
 	}
-	if err := twoRoots(s.KME); err != nil {
+	if err := twoRoots(s); err != nil {
 		return err
 	}
 	if err := d.behind(ctx, s); err != nil {

@@ -171,7 +171,9 @@ func kmeSum(s *config.Site) [32]byte {
 		Lab                                                bool
 		Peers                                              []config.Peer
 		Links                                              []config.Link
-	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.KME.RootCredential, s.State, s.Lab, s.Peers, unlit(s.Links)})
+		Trust                                              []string // paths; what they hold is followed
+	}{s.KME.ID, s.KME.Listen, s.KME.PeerListen, s.KME.RootKey, s.KME.RootCredential, s.State, s.Lab, s.Peers, unlit(s.Links),
+		[]string{s.KME.PeerCertificate, s.KME.PeerKey, s.KME.PeerCA, s.KME.PeerCRL}})
 }
 
 // unlit are links as a key manager sees them: what is behind the door of a

@@ -36,8 +36,11 @@ func TestWhile(t *testing.T) {
 		"peer moved": {func(d string) error {
 			return put(d, "site.yaml", strings.Replace(followed, "192.0.2.2", "192.0.2.3", 1))
 		}, true},
-		"peers' roots":    {func(d string) error { return put(d, "peers.crt", "another") }, false},
-		"peer renewed":    {func(d string) error { return put(d, "peer.pem", "another") }, false},
+		"peers' roots": {func(d string) error { return put(d, "peers.crt", "another") }, false},
+		"peer renewed": {func(d string) error { return put(d, "peer.pem", "another") }, false},
+		"another list": {func(d string) error {
+			return put(d, "site.yaml", strings.Replace(followed, "root_key: r", "root_key: r, peer_crl: l", 1))
+		}, true},
 		"door renewed":    {func(d string) error { return put(d, "a", "another") }, false},
 		"the file itself": {func(d string) error { return os.Remove(filepath.Join(d, "site.yaml")) }, false},
 	} {

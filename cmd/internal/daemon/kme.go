@@ -125,18 +125,26 @@ func (m *keyManager) open(stack *closers) error {
 
 // twoRoots checks that SAEs and peers have no root in common, also when it
 // stands in two files.
-func twoRoots(k *config.KME) error {
-	saes, err := certificates(k.ClientCA)
+func twoRoots(s *config.Site) error {
+	saes, err := certificates(s.KME.ClientCA)
 	if err != nil {
 		return err
 	}
-	peers, err := certificates(k.PeerCA)
-	if err != nil {
-		return err
+	files := []string{s.KME.PeerCA}
+	for _, p := range s.Peers {
+		if p.CA != "" {
+			files = append(files, p.CA)
+		}
 	}
-	for der := range peers {
-		if saes[der] {
-			return fmt.Errorf("%w: %s and %s", ErrOneRoot, k.ClientCA, k.PeerCA)
+	for _, file := range files {
+		peers, err := certificates(file)
+		if err != nil {
+			return err
+		}
+		for der := range peers {
+			if saes[der] {
+				return fmt.Errorf("%w: %s and %s", ErrOneRoot, s.KME.ClientCA, file)
+			}
 		}
 	}
 	return nil
@@ -169,6 +177,9 @@ func nodeConfig(env Env, stack *closers) (node.Config, error) {
 		Lab: s.Lab, Listen: k.PeerListen, Logger: env.Log,
 		TLS:    node.TLSFiles{Cert: k.PeerCertificate, Key: k.PeerKey, CA: k.PeerCA},
 		Limits: doorLimits(s), SAEs: doorSAEs(s),
+	}
+	if k.PeerCRL != "" {
+		cfg.TLS.CRLs = []string{k.PeerCRL}
 	}
 	for _, p := range s.Peers {
 		cfg.Peers = append(cfg.Peers,

@@ -185,6 +185,16 @@ func TestKMERefusesToStart(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, ErrOneRoot},
+		{"one root for SAEs and a peer", func(s *config.Site) {
+			root, err := os.ReadFile(s.KME.ClientCA)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Peers[0].CA = s.KME.PeerCA + "-peer"
+			if err := os.WriteFile(s.Peers[0].CA, root, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}, ErrOneRoot},
 		{"driver", func(s *config.Site) { s.Links[0].Driver = "https://x" }, nil},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
