@@ -17,6 +17,9 @@ const (
 	// The part of the stock that is granted ahead, half of what rule 6 allows:
 	// the stock may fall while a grant stands.
 	aheadShare = 8
+	// A GRANT ahead brings at least this part of what is ready: where the stock
+	// bounds it, each draw would make room for another small one.
+	aheadWorth = 4
 	// Slots below which nothing is granted ahead from the last segment.
 	aheadScarce = 256
 	rateTime    = 10 * time.Second // over which demand is averaged
@@ -67,7 +70,8 @@ func (m *Machine) grantAhead(r *remote, sh *shape) {
 	if target >= aheadLot { // else what a pair leaves behind is more than what it gains
 		lot += target
 	}
-	if n := min(lot, aheadMost, (stock/aheadShare-r.ready)/sh.per); n > 0 {
+	n := min(lot, aheadMost, (stock/aheadShare-r.ready)/sh.per)
+	if n > 0 && aheadWorth*n >= have { // else wait until it is worth a message
 		m.grantKeys(r, sh, n, true)
 	}
 }
