@@ -197,7 +197,11 @@ func measure(ctx context.Context, opt *Options, c *contender, dir string) (f Fig
 		return nil, err
 	}
 	idle.into(f, PingIdle50, PingIdle99)
-	for _, step := range []func(context.Context, Figures) error{p.oneStream, p.fourStreams, p.flood} {
+	steps := []func(context.Context, Figures) error{p.oneStream, p.fourStreams, p.flood}
+	if c.streams {
+		steps = steps[:2]
+	}
+	for _, step := range steps {
 		if err := errors.Join(step(ctx, f), ctx.Err()); err != nil {
 			return nil, err
 		}

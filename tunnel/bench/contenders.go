@@ -15,6 +15,8 @@ type contender struct {
 	name    string
 	what    string // for a person: what it is, of which version
 	install string // how to get it, where it is not here
+	// streams says that it is not flooded.
+	streams bool
 	// start brings up both ends between the namespaces of p; nil = not here.
 	start func(p *pair) error
 }
@@ -28,6 +30,10 @@ func contenders() []contender {
 		{name: "quietline", what: "our line, AES-256-GCM, policy pqc-only", start: ours("line")},
 		wireguardGo(), nebula(), openVPN(),
 		{name: "copy", what: "our line with a copy in place of the cipher", start: ours("copy")},
+		// A flood takes all pad there is, and what is refused then are iperf3's
+		// own connections too.
+		{name: "pad", what: "our line, all under one-time pad made in memory, inside AES-256-GCM",
+			start: ours("pad"), streams: true},
 		{name: "plain", what: "our forwarder: one packet a call, no cipher", start: ours("plain")},
 		{name: "veth", what: "the cable itself, no tunnel", start: func(p *pair) error {
 			p.target = cableAddr[1].Addr()

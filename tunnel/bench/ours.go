@@ -24,7 +24,8 @@ import (
 // setup tells a process which end of what it is. The secrets are of this run
 // and protect nothing: what flows is iperf3's.
 type setup struct {
-	Kind          string // "line", "copy" or "plain"
+	Kind          string // "line", "copy", "pad" or "plain"
+	End           byte   // 0 or 1
 	MTU           int    // of the cable
 	Local, Remote netip.AddrPort
 	Inner         netip.Prefix
@@ -48,7 +49,7 @@ func ours(kind string) func(p *pair) error {
 			publics[i] = public
 		}
 		for i := range p.ns {
-			s := setup{Kind: kind, MTU: p.opt.MTU, Inner: innerAddr[i], Seed: seeds[i],
+			s := setup{Kind: kind, End: byte(i), MTU: p.opt.MTU, Inner: innerAddr[i], Seed: seeds[i],
 				Local:  netip.AddrPortFrom(cableAddr[i].Addr(), outerPort),
 				Remote: netip.AddrPortFrom(cableAddr[1-i].Addr(), outerPort),
 				Peer:   publics[1-i], Link: link.Expose()}
@@ -101,9 +102,12 @@ func End(ctx context.Context, in io.Reader) error {
 	}()
 	switch s.Kind {
 	case "line":
-		return s.line(ctx, seal.AES256GCM)
+		return s.run(ctx, rekey.PQCOnly, line.Config{})
 	case "copy":
-		return s.line(ctx, func([]byte) (seal.AEAD, error) { return copier{}, nil })
+		return s.run(ctx, rekey.PQCOnly, line.Config{
+			Cipher: func([]byte) (seal.AEAD, error) { return copier{}, nil }})
+	case "pad":
+		return s.pad(ctx)
 	case "plain":
 		return s.plain(ctx)
 	}
@@ -128,10 +132,10 @@ func (s *setup) open(backend string) (tunnel.Device, line.Conn, error) {
 	return dev, conn, nil
 }
 
-// line runs a line as the daemon does, with keys of its own making.
-func (s *setup) line(ctx context.Context, c seal.Cipher) error {
+// run runs a line as the daemon does, with secrets of its own making.
+func (s *setup) run(ctx context.Context, policy rekey.Policy, cfg line.Config) error {
 	m, err := rekey.New(rekey.Config{StaticSeed: secret.Own(s.Seed), PeerStatic: s.Peer,
-		LinkSecret: secret.Own(s.Link), Policy: rekey.PQCOnly})
+		LinkSecret: secret.Own(s.Link), Policy: policy})
 	if err != nil {
 		return err
 	}
@@ -139,7 +143,8 @@ func (s *setup) line(ctx context.Context, c seal.Cipher) error {
 	if err != nil {
 		return err
 	}
-	l, err := line.New(line.Config{Device: dev, Conn: conn, Machine: m, Cipher: c})
+	cfg.Device, cfg.Conn, cfg.Machine = dev, conn, m
+	l, err := line.New(cfg)
 	if err != nil {
 		return errors.Join(err, dev.Close(), conn.Close())
 	}
