@@ -29,6 +29,10 @@ const (
 	// sweepEvery is the time between two looks at the certificates of
 	// connections that stand: one that has ended is cut after it at most.
 	sweepEvery = 2 * time.Second
+	// silentMost ends a connection on which nothing came: a KME that lives says
+	// something every 8 s at least, and a path that has lost its state at a
+	// firewall would keep both ends waiting for TCP, a quarter of an hour.
+	silentMost = 25 * time.Second
 	// partMost is how long a caller that was turned away may take to read why.
 	partMost = time.Second
 )
@@ -42,7 +46,8 @@ type hub struct {
 	trust atomic.Pointer[trust] // nil without peers
 	peers map[etsi014.KMEID]*channel
 	lobby lobby
-	away  refusals // of callers that were turned away
+	away  refusals      // of callers that were turned away
+	quiet time.Duration // silentMost, but for tests
 
 	mu  sync.Mutex
 	all map[*conn]struct{} // also those that were replaced and have not ended
@@ -67,7 +72,7 @@ func newHub(cfg Config, log *slog.Logger, o *owner) (*hub, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	h := &hub{log: log, owner: o, self: cfg.KME, life: newLife(), all: map[*conn]struct{}{},
+	h := &hub{log: log, owner: o, self: cfg.KME, life: newLife(), quiet: silentMost, all: map[*conn]struct{}{},
 		peers: map[etsi014.KMEID]*channel{}}
 	for _, p := range cfg.Peers {
 		h.peers[p.ID] = &channel{peer: p.ID, addr: p.Addr, dials: cfg.KME < p.ID,
@@ -119,7 +124,7 @@ func (h *hub) renew(t *trust) {
 	}
 }
 
-// sweep cuts connections whose certificate is no longer good.
+// sweep cuts connections whose certificate is no longer good, or that are dead.
 func (h *hub) sweep() {
 	t, now := h.trust.Load(), time.Now()
 	h.mu.Lock()
@@ -128,6 +133,8 @@ func (h *hub) sweep() {
 		if _, err := t.verify(c.chain, c.usage, now); err != nil {
 			h.log.Warn("peer is cut off", "peer_kme", c.peer, "err", err)
 			c.cut(err)
+		} else if now.Sub(c.lastHeard()) > h.quiet {
+			c.cut(fmt.Errorf("nothing was heard for %v; the path between the two is broken", h.quiet))
 		}
 	}
 }
@@ -184,6 +191,9 @@ func (h *hub) dialLoop(ctx context.Context, ch *channel) {
 			return
 		}
 		if err != nil {
+			if live != nil && !live.ended() {
+				err = fmt.Errorf("connection cannot be made anew, the one that stands stays: %w", err)
+			}
 			h.failed(ch, err)
 			if !sleep(ctx, pause) {
 				return

@@ -300,6 +300,37 @@ func TestBadFilesKeepTheOldOnes(t *testing.T) {
 	}
 }
 
+// TestSilentConnectionEnds: a path that swallows everything is given up long
+// before TCP would.
+func TestSilentConnectionEnds(t *testing.T) {
+	a, b := newPair(t, 4096)
+	n, err := Open(b.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.hub.quiet = 200 * time.Millisecond // before anything runs
+	b.startWith(t, func() (*Node, error) { return n, nil })
+	a.cfg.Peers[0].Addr = b.ListenAddr().String()
+	mute, err := newHub(a.cfg, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := mute.dial(t.Context(), mute.peers["kme-b"], false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetReadDeadline(time.Now().Add(20 * time.Second))
+	err = c.read(func([]byte) {})
+	var late net.Error
+	if errors.As(err, &late) && late.Timeout() {
+		t.Error("the connection stands")
+	}
+	eventually(t, "reason", func() bool {
+		return strings.Contains(b.Stats().Peers[0].Reason, "nothing was heard for")
+	})
+}
+
 // TestPeerComesBackToALargeStock: while a peer was away, more blocks came than
 // a queue of messages would hold. They are offered, and keys flow.
 func TestPeerComesBackToALargeStock(t *testing.T) {
