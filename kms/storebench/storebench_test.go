@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 }
 
 // group is the committer in front of a contender: it takes all callers that
-// wait into one commit.
+// wait into one commit, as the goroutine of kms/node does that owns the store.
 type group struct {
 	c     contender
 	calls chan *call

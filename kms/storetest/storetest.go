@@ -1,8 +1,9 @@
 // Package storetest is the suite that every kms.Store passes, and [Memory],
 // the plainest store there is.
 //
-// A store's test calls [Run] with a function that opens an empty store, and
-// [Stops] with one that opens a store over a failing disk.
+// A store's test calls [Run] with a function that opens a store. What a store
+// makes of a failing disk is for its own tests, for each has its own calls;
+// [Failing] shows callers both forms of a failed commit.
 package storetest
 
 import (
