@@ -78,7 +78,7 @@ func newHub(cfg Config, log *slog.Logger, o *owner) (*hub, error) {
 		h.peers[p.ID] = &channel{peer: p.ID, addr: p.Addr, dials: cfg.KME < p.ID,
 			again: make(chan struct{}, 1)}
 	}
-	if len(cfg.Peers) == 0 {
+	if cfg.alone() {
 		return h, nil
 	}
 	t, err := loadTrust(&cfg, nil)

@@ -18,7 +18,7 @@ import (
 // one with no message lost; a peer that refuses the new certificate keeps its
 // old connection. Stock, sessions and calls are not touched.
 func (n *Node) ReloadTLS() error {
-	if len(n.cfg.Peers) == 0 {
+	if n.cfg.alone() {
 		return nil
 	}
 	t, err := loadTrust(&n.cfg, n.hub.trust.Load())
@@ -37,7 +37,7 @@ func (n *Node) ReloadTLS() error {
 // certificate and its key are not always written in one step. What cannot be
 // loaded is logged; the old files stay in force until the next change.
 func (n *Node) FollowTLS(ctx context.Context, every time.Duration) {
-	if len(n.cfg.Peers) == 0 {
+	if n.cfg.alone() {
 		return
 	}
 	done := n.hub.trust.Load().sum

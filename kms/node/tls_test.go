@@ -156,6 +156,36 @@ func TestRefusalIsToldOnBothSides(t *testing.T) {
 	}
 }
 
+// TestNoPeersLeft: a KME whose last peer was cut off names the one that still
+// knocks.
+func TestNoPeersLeft(t *testing.T) {
+	ours := newAuthority(t)
+	files := ours.issue(t, uriPrefix+"kochi")
+	server, err := newHub(Config{KME: "kochi", TLS: files}, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	caller := ours.issue(t, uriPrefix+"anan")
+	cert, err := tls.LoadX509KeyPair(caller.Cert, caller.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := net.Pipe()
+	defer a.Close()
+	go func() { // a pipe has no buffer: the alert must be read
+		c := tls.Client(a, &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true,
+			MinVersion: tls.VersionTLS13})
+		_ = c.HandshakeContext(t.Context())
+		_, _ = io.Copy(io.Discard, c)
+	}()
+	_, _, err = server.welcome(t.Context(), b)
+	for _, w := range []string{`KME "anan" is no peer of ours, ours are none`, "subject", "issuer", "enrol that site"} {
+		if err == nil || !strings.Contains(err.Error(), w) {
+			t.Errorf("welcome: %v, want %q in it", err, w)
+		}
+	}
+}
+
 // TestDialledWrongPeer: the address leads to another KME than configured.
 func TestDialledWrongPeer(t *testing.T) {
 	ca := newAuthority(t)

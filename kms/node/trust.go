@@ -315,9 +315,17 @@ func (t *trust) peers() string {
 	for id := range t.roots {
 		names = append(names, fmt.Sprintf("%q", id))
 	}
+	if names == nil {
+		return "none"
+	}
 	slices.Sort(names)
 	return strings.Join(names, ", ")
 }
+
+// alone tells whether a KME speaks with no other. One that has a certificate and
+// no peers, for one after the only other site was cut off, still says why to
+// whom it turns away.
+func (c *Config) alone() bool { return len(c.Peers) == 0 && c.TLS.Cert == "" }
 
 // advice is the next step after a chain was refused.
 func (t *trust) advice(id etsi014.KMEID, chain []*x509.Certificate, usage x509.ExtKeyUsage,
