@@ -107,7 +107,17 @@ const Patience = 5 * time.Millisecond
 // be kept from a line that has something to do.
 var active, limit atomic.Int32
 
-func init() { limit.Store(int32(runtime.NumCPU())) }
+// processors is how many the scheduler began with: those of the machine, or of
+// the cgroup, or what the environment says.
+var processors = runtime.GOMAXPROCS(0)
+
+func init() {
+	n := processors
+	if os.Getenv("GOMAXPROCS") != "" {
+		n-- // MakeRoom will add none
+	}
+	limit.Store(int32(n))
+}
 
 // maxRoom bounds what MakeRoom gives: the collector's work grows with it.
 const maxRoom = 64
@@ -127,7 +137,7 @@ func MakeRoom(waiters int) (done func()) {
 	defer room.Unlock()
 	room.waiters += waiters
 	if os.Getenv("GOMAXPROCS") == "" {
-		want := max(min(room.waiters+1, maxRoom), runtime.NumCPU()+1)
+		want := max(min(room.waiters+1, maxRoom), processors+1)
 		if want > runtime.GOMAXPROCS(0) {
 			runtime.GOMAXPROCS(want)
 		}
