@@ -95,7 +95,8 @@ func cutAgain(t *testing.T, cuts int, opts Options) (lost int, total powercut.Lo
 		total.Written += loss.Written
 		total.Torn += loss.Torn
 	}
-	t.Logf("%d cuts, %d acknowledged claims, %d lost; blocks in the caches %+v", cuts, all, lost, total)
+	t.Logf("%d cuts, %d acknowledged claims, %d lost; blocks in the caches %+v", cuts, all, lost,
+		total)
 	return lost, total
 }
 
@@ -143,7 +144,8 @@ func claimUntilError(t *testing.T, s *Store, id kms.SegmentID, enough int) (func
 // fail, in both forms: the store says so and stops, and after a restart the log
 // verifies and nothing acknowledged is lost.
 func TestEveryCallFails(t *testing.T) {
-	files := map[string]*powercut.File{"kms.db": powercut.NewFile(t), "kms.journal": powercut.NewFile(t)}
+	files := map[string]*powercut.File{"kms.db": powercut.NewFile(t),
+		"kms.journal": powercut.NewFile(t)}
 	opts := Options{OpenFile: func(path string, flag int, mode os.FileMode) (*os.File, error) {
 		return os.OpenFile(files[filepath.Base(path)].Path(), flag, mode)
 	}}
@@ -196,7 +198,8 @@ func TestEveryCallFails(t *testing.T) {
 				_, claims, _ := again.Load(t.Context(), drawnID)
 				for slot := range acked {
 					if len(claims) == 0 || !claims[0].Get(slot) {
-						t.Errorf("%s, call %d, stored %v: claim %d of %d is lost", name, n, stored, slot, acked)
+						t.Errorf("%s, call %d, stored %v: claim %d of %d is lost", name, n, stored,
+							slot, acked)
 					}
 				}
 				if err := again.Close(); err != nil {
@@ -279,7 +282,9 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	id := func(n int) kms.SegmentID { return kms.SegmentID{Link: drawn, Generation: 1, Number: uint64(n)} }
+	id := func(n int) kms.SegmentID {
+		return kms.SegmentID{Link: drawn, Generation: 1, Number: uint64(n)}
+	}
 	for n := 1; n <= 20; n++ {
 		if err := s.Room(1024 * 48); err != nil {
 			t.Fatal(err)
@@ -291,8 +296,8 @@ func TestFullDisk(t *testing.T) {
 	for ; s.Room(1024*48) == nil && n < 1000; n++ {
 		must(openedSegment(id(n))...)
 	}
-	if err := s.Room(1024 * 48); !errors.Is(err, kms.ErrSpace) || !strings.Contains(err.Error(), "KiB") ||
-		strings.Contains(err.Error(), "\n") {
+	if err := s.Room(1024 * 48); !errors.Is(err, kms.ErrSpace) ||
+		!strings.Contains(err.Error(), "KiB") || strings.Contains(err.Error(), "\n") {
 		t.Fatalf("Room on a full disk: %v, want ErrSpace in one line", err)
 	}
 	for ; commit(openedSegment(id(n))...) == nil && n < 1000; n++ { // who does not ask
@@ -308,7 +313,8 @@ func TestFullDisk(t *testing.T) {
 	must(kms.Change{Op: kms.OpVoid, Segment: id(5), Reason: "test"})
 	turn := []kms.Change{}
 	for seg := 1; seg < n; seg++ {
-		c := kms.Change{Op: kms.OpRewrap, Segment: id(seg), Key: kms.Wrapped{Epoch: 2, Bytes: []byte{2}}}
+		c := kms.Change{Op: kms.OpRewrap, Segment: id(seg),
+			Key: kms.Wrapped{Epoch: 2, Bytes: []byte{2}}}
 		if seg <= 4 {
 			c = kms.Change{Op: kms.OpReseal, Segment: id(seg), Sealed: kms.Sealed{
 				Key: kms.Wrapped{Epoch: 2, Bytes: []byte{2}}, Slots: make([]byte, 1024*48)}}

@@ -195,7 +195,9 @@ func TestVerifyNamesEachRecord(t *testing.T) {
 	}
 	for name, mutate := range mutations {
 		for n := uint64(1); n <= records; n++ {
-			if err := s.db.Update(func(tx *bolt.Tx) error { return mutate(tx.Bucket(bLog), n) }); err != nil {
+			if err := s.db.Update(func(tx *bolt.Tx) error {
+				return mutate(tx.Bucket(bLog), n)
+			}); err != nil {
 				t.Fatal(err)
 			}
 			at, err := audit.Verify(s.Scan(t.Context(), 0))
