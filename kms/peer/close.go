@@ -126,10 +126,8 @@ func (m *Machine) take(g *grant, ro *role, key int, delivered bool) {
 		}
 		g.got.Set(key)
 	}
-	for i := range g.roles {
-		if !g.roles[i].done.Get(key) {
-			return
-		}
+	if !g.gone(key) {
+		return
 	}
 	delete(m.index, m.id(g, key))
 	m.bury(g.seg, g.slot(key), g.per)

@@ -362,7 +362,8 @@ func (m *Machine) fetch(in Fetch) {
 		keyAt
 		role *role
 	}
-	parts := make([]part, 0, len(in.IDs))
+	var few [4]part // most calls are for one key
+	parts := few[:0]
 	var err error
 	for _, id := range in.IDs {
 		at, ok := m.index[id]

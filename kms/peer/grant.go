@@ -83,10 +83,24 @@ func (m *Machine) list(g *grant, from, to int) {
 	}
 }
 
+// gone tells whether every target served here has had its copy of a key, or
+// will not get it any more.
+func (g *grant) gone(key int) bool {
+	for i := range g.roles {
+		if !g.roles[i].done.Get(key) {
+			return false
+		}
+	}
+	return true
+}
+
 // dropGrant forgets a grant: its keys are unknown from now on.
 func (m *Machine) dropGrant(g *grant) {
 	if len(g.roles) > 0 {
 		for k := range g.keys {
+			if g.gone(k) {
+				continue // not listed any more
+			}
 			id := m.id(g, k)
 			if m.index[id].grant == g {
 				delete(m.index, id)

@@ -19,30 +19,33 @@ const IDKeySize = 32
 // pseudo-random function (Bellare, Kilian, Rogaway 2000): an ID says nothing
 // about key, order or volume to whoever lacks the ID key, and both KMEs
 // compute the same.
-type namer struct{ block cipher.Block }
+type namer struct {
+	block cipher.Block
+	x     [16]byte // being enciphered; here, so that no key_ID costs an allocation
+}
 
-func newNamer(idKey []byte) (namer, error) {
+func newNamer(idKey []byte) (*namer, error) {
 	b, err := aes.NewCipher(idKey)
-	return namer{b}, err
+	return &namer{block: b}, err
 }
 
 // segment is the first block's part, shared by all keys of a segment.
-func (n namer) segment(id kms.SegmentID) (x [16]byte) {
-	binary.BigEndian.PutUint64(x[:8], id.Generation)
-	binary.BigEndian.PutUint64(x[8:], id.Number)
-	n.block.Encrypt(x[:], x[:])
-	return x
+func (n *namer) segment(id kms.SegmentID) [16]byte {
+	binary.BigEndian.PutUint64(n.x[:8], id.Generation)
+	binary.BigEndian.PutUint64(n.x[8:], id.Number)
+	n.block.Encrypt(n.x[:], n.x[:])
+	return n.x
 }
 
 // key is the key_ID of the key of sizeBits that begins at slot first.
-func (n namer) key(segment [16]byte, first, sizeBits int) etsi014.KeyID {
-	x := segment
-	binary.BigEndian.PutUint64(x[:8], binary.BigEndian.Uint64(x[:8])^uint64(first))
-	binary.BigEndian.PutUint64(x[8:], binary.BigEndian.Uint64(x[8:])^uint64(sizeBits))
-	n.block.Encrypt(x[:], x[:])
-	x[6] = x[6]&0x0f | 0x80
-	x[8] = x[8]&0x3f | 0x80
-	return x
+func (n *namer) key(segment [16]byte, first, sizeBits int) etsi014.KeyID {
+	binary.BigEndian.PutUint64(n.x[:8], binary.BigEndian.Uint64(segment[:8])^uint64(first))
+	binary.BigEndian.PutUint64(n.x[8:], binary.BigEndian.Uint64(segment[8:])^uint64(sizeBits))
+	n.block.Encrypt(n.x[:], n.x[:])
+	id := etsi014.KeyID(n.x)
+	id[6] = id[6]&0x0f | 0x80
+	id[8] = id[8]&0x3f | 0x80
+	return id
 }
 
 // KeyID is the key_ID of the key of sizeBits that begins at slot first of a

@@ -34,7 +34,7 @@ type link struct {
 
 	idKey    []byte
 	stale    bool // the store has an ID key that is not ours to use
-	names    namer
+	names    *namer
 	idAgreed bool // in this session
 	idDue    time.Duration
 	idTries  int

@@ -273,6 +273,28 @@ func (s *simSite) lastsFor(k *drawnKey) bool {
 	return k.session == s.m.ordered[0].session && k.lives == now
 }
 
+// counters compares what a segment counts with what it holds: a count that is
+// off would keep it open for ever, or close it over keys that are still owed.
+func (s *simSite) counters(seg *segment) {
+	owed, undrawn := 0, 0
+	for _, g := range seg.grants {
+		if g.shape != nil && !g.dead && g.drawn < g.keys {
+			undrawn++
+		}
+		for i := range g.roles {
+			for k := range g.drawn {
+				if !g.roles[i].done.Get(k) {
+					owed++
+				}
+			}
+		}
+	}
+	if owed != seg.owed || undrawn != seg.undrawn && len(seg.grants) > 0 {
+		s.w.fail("L: %s segment %s owes %d keys and counts %d, has %d grants to draw and counts %d",
+			s.id, seg.ID, owed, seg.owed, undrawn, seg.undrawn)
+	}
+}
+
 // check looks at the machine after a commit.
 func (s *simSite) check() {
 	w := s.w
@@ -292,6 +314,7 @@ func (s *simSite) check() {
 		left := 0
 		for _, seg := range l.segments {
 			left += seg.left * seg.SlotBytes * 8
+			s.counters(seg)
 			if seg.left < 0 || seg.State == kms.StateClosed && seg.left != 0 {
 				w.fail("I9: %s has %d slots left of %s segment %s", s.id, seg.left, seg.State, seg.ID)
 			}
