@@ -332,7 +332,8 @@ func (m *Machine) takeM4(msg *message) error {
 // finish ends a good handshake of ours.
 func (m *Machine) finish(t *transcript) {
 	init := m.init
-	m.lead = min(m.now.Sub(init.began), m.cfg.EpochLife/4)
+	m.took = m.now.Sub(init.began)
+	m.lead = min(m.took, m.cfg.EpochLife/4)
 	e, next := t.split(true)
 	next = m.chain(init.peer.chain).heir(next, init.choice.mode, m.now)
 	m.complete(e, init.choice, init.index, init.peerIdx)

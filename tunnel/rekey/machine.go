@@ -81,6 +81,7 @@ type Machine struct {
 	number     uint64 // of the newest epoch made
 	rtt        time.Duration
 	lead       time.Duration // what our last handshake took: the next starts so much earlier
+	took       time.Duration // by our last good handshake
 	peerIntro  intro         // of the last proven peer
 	alarms     map[string]bool
 	failure    string // why the last handshake of ours failed

@@ -21,6 +21,7 @@ type State struct {
 	Receive    int           // receive epochs held, 0 to 2
 	BlockAt    time.Time     // when the line blocks unless a new epoch comes; zero = no epoch
 	RTT        time.Duration // of the last handshake
+	Took       time.Duration // our last good handshake, from M1 to M4 with all key managers
 	Handshake  string        // what our own handshake is doing; "" = none
 	Failure    string        // why our last handshake failed; "" = it did not
 	KeyManager string        // what we know of our key manager
@@ -51,7 +52,7 @@ var phaseNames = [...]string{sentM1: "waiting for the peer", drawing: "drawing a
 // State returns a snapshot as of the last Step.
 func (m *Machine) State() State {
 	s := State{Policy: m.cfg.Policy, Scheduled: m.scheduled, Level: m.level, Since: m.since,
-		Why: m.why, RTT: m.rtt, Failure: m.failure, KeyManager: m.source.state.String()}
+		Why: m.why, RTT: m.rtt, Took: m.took, Failure: m.failure, KeyManager: m.source.state.String()}
 	if m.cur != nil {
 		s.Epoch, s.Made, s.BlockAt = m.cur.number, m.cur.made, m.cur.made.Add(m.cfg.HoldMax)
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/quietline/quietline/secret"
+	"github.com/quietline/quietline/tunnel"
 	"github.com/quietline/quietline/tunnel/lab"
 	"github.com/quietline/quietline/tunnel/line"
 	"github.com/quietline/quietline/tunnel/pad"
@@ -37,8 +38,10 @@ type Options struct {
 	HoldMax   time.Duration // default as package rekey
 	Keepalive time.Duration // default as package line
 	Keys      int           // QKD keys in stock at the start
-	MTU       int           // default 1424
-	Queues    int           // of each TUN device; default 1
+	// Sources take the place of that stock, at Tokyo and Kochi.
+	Sources [2]tunnel.KeySource
+	MTU     int // default 1424
+	Queues  int // of each TUN device; default 1
 	// Coalesce makes sockets hand over several datagrams in one burst, as a
 	// kernel with receive offload does.
 	Coalesce bool
@@ -134,7 +137,7 @@ func (s *Site) Start() {
 	if s.opt.PathMTU > 0 {
 		conn = &routedConn{Conn: conn, mtu: s.opt.PathMTU}
 	}
-	cfg := line.Config{Device: s.Device, Conn: conn, Machine: m, Keys: s.keys,
+	cfg := line.Config{Device: s.Device, Conn: conn, Machine: m, Keys: s.source(),
 		Keepalive: s.opt.Keepalive}
 	if policy := s.config().Policy; policy.Pad() {
 		pm, err := pad.New(pad.Config{Target: max(s.opt.Hold, 64<<10)})
@@ -152,6 +155,14 @@ func (s *Site) Start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.stop, s.done = cancel, make(chan error, 1)
 	go func(l *line.Line, done chan error) { done <- l.Run(ctx) }(s.Line, s.done)
+}
+
+// source is where the site's line draws keys.
+func (s *Site) source() tunnel.KeySource {
+	if from := s.opt.Sources[s.end]; from != nil {
+		return from
+	}
+	return s.keys
 }
 
 // Stop ends the site's line and waits for that.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -197,10 +198,14 @@ func TestBadWeather(t *testing.T) {
 }
 
 // Make before break: paced load over a network with delay, jitter and
-// reordering loses nothing over 100 rekeys.
+// reordering loses nothing over 100 rekeys, or 1,000 with QUIETLINE_LONG=1.
 func TestHundredRekeys(t *testing.T) {
+	rekeys := uint64(100)
+	if os.Getenv("QUIETLINE_LONG") == "1" {
+		rekeys = 1000
+	}
 	for _, policy := range []rekey.Policy{rekey.PQCOnly, rekey.QKDStrict} {
-		opt := Options{Policy: policy, Keys: 1000, EpochLife: time.Second,
+		opt := Options{Policy: policy, Keys: 10_000, EpochLife: time.Second,
 			Weather: lab.Weather{Delay: 10 * time.Millisecond, Jitter: 2 * time.Millisecond,
 				Reorder: 0.01, Seed: 5}}
 		bubble(t, opt, func(t *testing.T, p *Pair) {
@@ -208,7 +213,7 @@ func TestHundredRekeys(t *testing.T) {
 			first := p.Tokyo.Line.Stats().Handshakes.Epochs
 			out, back := newSource(p.Tokyo, 1), newSource(p.Kochi, 2)
 			atKochi, atTokyo := p.Kochi.Receive(), p.Tokyo.Receive()
-			for p.Tokyo.Line.Stats().Handshakes.Epochs < first+100 {
+			for p.Tokyo.Line.Stats().Handshakes.Epochs < first+rekeys {
 				out.send(t, 100, 2*time.Millisecond)
 				back.send(t, 10, 2*time.Millisecond)
 			}
