@@ -437,13 +437,19 @@ func TestRevokeSite(t *testing.T) {
 	// Kochi knocks still, is refused by name, and hears why.
 	retry(t, ctx, func() error {
 		st, err := control.Dial(b.path("state/kme.sock")).Status(ctx)
-		if err == nil && (len(st.KME.Peers) != 1 || st.KME.Peers[0].Up || st.KME.Peers[0].Reason == "") {
+		if err == nil && (len(st.KME.Peers) != 1 || st.KME.Peers[0].Up ||
+			!strings.Contains(st.KME.Peers[0].Reason, "certificate")) {
 			err = fmt.Errorf("kochi believes in tokyo still: %+v", st.KME.Peers)
 		} else if err == nil {
 			t.Logf("kochi says: %s", st.KME.Peers[0].Reason)
 		}
 		return err
 	})
+	for _, w := range []string{"peer is turned away", "kme-kochi", "is no peer of ours, ours are none", "enrol that site"} {
+		if !strings.Contains(a.logs(), w) {
+			t.Errorf("tokyo does not say %q of the site that still knocks", w)
+		}
+	}
 	if !strings.Contains(a.logs(), "stock of a link that is no longer configured is void") {
 		t.Error("the stock was not made void")
 	}
