@@ -8,9 +8,11 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -61,7 +63,7 @@ func runInMountNamespace(t *testing.T, env string) {
 		f.Close()
 	}
 	cmd := exec.Command("/proc/self/exe", "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$",
-		"-test.v")
+		"-test.v", "-test.timeout=2m")
 	cmd.Env = append(os.Environ(), env)
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWNS, Pdeathsig: unix.SIGKILL}
 	out, err := cmd.CombinedOutput()
@@ -89,11 +91,11 @@ func mountImage(t *testing.T, options string) (image, dir string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, args := range [][]string{{"mkfs.ext4", "-q", "-F", "-b", "4096", image},
-		{"mount", "-t", "ext4", "-o", "loop,data=" + options, image, dir}} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", args[0], err, out)
-		}
+	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-b", "4096", image).CombinedOutput(); err != nil {
+		t.Fatalf("mkfs.ext4: %v: %s", err, out)
+	}
+	if err := unix.Mount(loopOver(t, image), dir, "ext4", 0, "data="+options); err != nil {
+		t.Fatalf("mount: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -101,6 +103,44 @@ func mountImage(t *testing.T, options string) (image, dir string) {
 		}
 	})
 	return image, dir
+}
+
+// loopOver makes a loop device over a file, which goes with its last user. Not by
+// mount(8): that asks every loop device of the machine, and waits for one whose
+// file does not answer.
+func loopOver(t *testing.T, image string) (device string) {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer control.Close()
+	file, err := os.OpenFile(image, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for range 20 { // another process may take the free one first
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			t.Fatalf("free loop device: %v", err)
+		}
+		device = fmt.Sprintf("/dev/loop%d", n)
+		loop, err := os.OpenFile(device, os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = loop.Close() }) // the mount keeps it after
+		err = unix.IoctlLoopConfigure(int(loop.Fd()), &unix.LoopConfig{Fd: uint32(file.Fd()),
+			Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
+		if err == nil {
+			return device
+		} else if !errors.Is(err, unix.EBUSY) {
+			t.Fatalf("set up %s: %v", device, err)
+		}
+	}
+	t.Fatal("every free loop device is taken by somebody else")
+	return ""
 }
 
 // scribe is a store that remembers what was ever sealed and wrapped.
@@ -192,11 +232,8 @@ func searchImage(t *testing.T, options string) {
 	deliver(70)
 	look := func(when string) (atA, atB int) {
 		t.Helper()
-		unix.Sync()
-		disk, err := os.ReadFile(image)
-		if err != nil {
-			t.Fatal(err)
-		}
+		settle(t, dir)
+		disk := written(t, image)
 		for k := range plain {
 			if bytes.Contains(disk, []byte(k)) {
 				t.Errorf("%s: a delivered key stands on the disk in clear", when)
@@ -226,6 +263,36 @@ func searchImage(t *testing.T, options string) {
 		}
 	}
 	deliver(20) // and the rest is still there
+}
+
+// written is an image without its pages of zeros, in which no key lies.
+func written(t *testing.T, image string) (disk []byte) {
+	t.Helper()
+	all, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	zero := make([]byte, 4096)
+	for page := range slices.Chunk(all, len(zero)) {
+		if !bytes.Equal(page, zero) {
+			disk = append(disk, page...)
+		}
+	}
+	return disk
+}
+
+// settle has a file system write everything to its device. A sync of all would
+// wait for whatever else the machine has mounted.
+func settle(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := unix.Syncfs(int(f.Fd())); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func gcm(t *testing.T, key []byte) cipher.AEAD {
