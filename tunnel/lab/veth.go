@@ -95,8 +95,14 @@ func (e End) raise() error {
 		}
 	}
 	if e.NoSegmentation {
-		// What has more is cut before it comes to the interface.
-		if err := netlink.LinkSetGSOMaxSegs(link, 1); err != nil {
+		// What has more is cut before it comes to the interface. And while the
+		// sending end could segment TCP, a cable joins nothing at the other
+		// (veth_skb_is_eligible_for_gro of drivers/net/veth.c).
+		err := netlink.LinkSetGSOMaxSegs(link, 1)
+		if err == nil {
+			err = ethtool(e.Name, unix.ETHTOOL_STSO, 0)
+		}
+		if err != nil {
 			return fmt.Errorf("take segmentation away: %w", err)
 		}
 	}
