@@ -177,6 +177,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	} else if _, err := c.Conn.Write(c.held); err != nil {
 		return 0, err
 	}
+	thePrimer().prime(len(b))
 	if _, err := c.Conn.Write(b); err != nil {
 		return 0, err
 	}

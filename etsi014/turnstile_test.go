@@ -48,7 +48,7 @@ func TestTurnstile(t *testing.T) {
 			synctest.Wait()
 		}
 		for i, got := range order {
-			if got != i {
+			if got/2 != i/2 { // two at a time
 				t.Errorf("order %v", order)
 				break
 			}

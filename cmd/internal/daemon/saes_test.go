@@ -116,7 +116,7 @@ func TestNewSAEWithoutRestart(t *testing.T) {
 		near.Limits.KeysPerSecond = 1
 		l.give(t, logs, true, near, far)
 		_, err = a.Keys(t.Context(), request)
-		if _, again := a.Keys(t.Context(), request); !errors.Is(errors.Join(err, again), etsi014.ErrDown) {
+		if _, again := a.Keys(t.Context(), request); !errors.Is(errors.Join(err, again), etsi014.ErrEmpty) {
 			t.Errorf("round %d: a new limit does not hold: %v, %v", round, err, again)
 		}
 		near.Limits = config.SAELimits{}
