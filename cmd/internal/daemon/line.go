@@ -192,19 +192,22 @@ func readBundle(cfg *config.Line) (*bundle.Bundle, error) {
 		return nil, fmt.Errorf("read peer bundle %s: %w", cfg.PeerBundle, err)
 	}
 	if want := cfg.PeerFingerprint; want != "" && want != peer.Fingerprint() {
-		return nil, fmt.Errorf("%w: %s is signed by the site key %s, peer_fingerprint is %s; "+
-			"enrol the line again", ErrBundle, cfg.PeerBundle, peer.Fingerprint(), want)
+		return nil, fmt.Errorf("%w: %s of site %s is signed by the site key %s, peer_fingerprint is %s; "+
+			"ask that site which is right, and enrol the line again: quietline pki invite --again",
+			ErrBundle, cfg.PeerBundle, peer.Site, peer.Fingerprint(), want)
 	}
 	if cfg.Keys != nil && cfg.Keys.PeerSAE != peer.EpochSAE {
-		return nil, fmt.Errorf("%w: it names the SAE %q, keys.peer_sae is %q", ErrBundle,
-			peer.EpochSAE, cfg.Keys.PeerSAE)
+		return nil, fmt.Errorf("%w: %s of site %s, signed by %s, names the SAE %q, keys.peer_sae is %q; "+
+			"correct the site file, or enrol the line again", ErrBundle, cfg.PeerBundle, peer.Site,
+			peer.Fingerprint(), peer.EpochSAE, cfg.Keys.PeerSAE)
 	}
 	if cfg.Keys == nil || cfg.Keys.Pad == nil {
 		return peer, nil
 	}
 	if want := cfg.Keys.Pad.PeerSAE; want != peer.PadSAE {
-		return nil, fmt.Errorf("%w: it names the pad SAE %q, keys.pad.peer_sae is %q", ErrBundle,
-			peer.PadSAE, want)
+		return nil, fmt.Errorf("%w: %s of site %s, signed by %s, names the pad SAE %q, keys.pad.peer_sae "+
+			"is %q; correct the site file, or enrol the line again", ErrBundle, cfg.PeerBundle, peer.Site,
+			peer.Fingerprint(), peer.PadSAE, want)
 	}
 	return peer, nil
 }

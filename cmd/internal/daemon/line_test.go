@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -167,6 +168,13 @@ func TestOpenMachineRefuses(t *testing.T) {
 			m, err := openMachine(&l)
 			if !errors.Is(err, tt.want) {
 				t.Fatalf("err = %v, want %v", err, tt.want)
+			}
+			if tt.want == ErrBundle { // whose, by whom, against what, and what to do
+				for _, w := range []string{l.PeerBundle, "of site kochi", "signed by", "enrol the line again"} {
+					if !strings.Contains(err.Error(), w) {
+						t.Errorf("%v\nlacks %q", err, w)
+					}
+				}
 			}
 			if err == nil {
 				m.Clear()
