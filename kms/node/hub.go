@@ -150,13 +150,14 @@ func (h *hub) run(ctx context.Context, l net.Listener) {
 	}
 	if l != nil {
 		wg.Go(func() { h.acceptLoop(ctx, l, &wg) })
-		stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-		defer stop()
 	}
 	for len(h.peers) > 0 && sleep(ctx, sweepEvery) {
 		h.sweep()
 	}
 	<-ctx.Done()
+	if l != nil {
+		_ = l.Close() // ends acceptLoop
+	}
 }
 
 // remake has a connection that stands made anew.
