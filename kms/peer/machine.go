@@ -266,7 +266,7 @@ type Machine struct {
 	wakeAt time.Duration // when tick is due; 0 = in this step
 	out    *Output
 	buf    Output  // of the step under way
-	most   int     // changes that it probably makes
+	most   int     // changes that it probably makes: draws of a batch share theirs
 	msg    message // the one being read
 
 	aheadLeast float64 // but in simulations, which draw seldom, the constant
@@ -336,7 +336,7 @@ func (m *Machine) addLink(c Link, snap Snapshot) error {
 // Output belongs to the caller. What many of them say of the same claim or
 // ledger is one change.
 func (m *Machine) Step(now time.Duration, inputs ...Input) Output {
-	m.now, m.out, m.most = now, &m.buf, len(inputs)+1
+	m.now, m.out, m.most = now, &m.buf, min(len(inputs)+1, 4)
 	for _, in := range inputs {
 		m.input(in)
 	}
