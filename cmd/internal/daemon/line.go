@@ -39,7 +39,7 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 	parts, closeDoors, err := env.doors(cfg.ID, cfg.Control, cfg.Metrics, control.Door{
 		Status: func() control.Status {
 			s := e.status(cfg)
-			s.Certificates = certificateStatus(e.keeper)
+			s.Certificates = append(certificateStatus(e.keeper), certificateStatus(e.padKeeper)...)
 			return s
 		},
 		Rekey: func() error { e.line.Rekey(); return nil },
@@ -54,7 +54,7 @@ func Line(ctx context.Context, env Env, cfg *config.Line) error {
 		return err
 	}
 	env.Log.Info("line begins", "addr", cfg.Endpoints[0].Remote.String())
-	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log), keep(e.keeper),
+	return together(ctx, append(parts, e.line.Run, e.watchStock, e.follow(env.Log), keep(e.keeper), keep(e.padKeeper),
 		watchRestore(e.line.Restored, env.Log))...)
 }
 
@@ -65,6 +65,8 @@ type lineEnd struct {
 	stock atomic.Pointer[tunnel.Stock]
 	// keeper renews the certificate of keys; nil without one.
 	keeper *renew.Keeper
+	// padKeeper renews that of the pad's SAE; nil without one.
+	padKeeper *renew.Keeper
 	// simulated stays true once the key manager has said so: keys drawn then
 	// may still be in use.
 	simulated atomic.Bool
@@ -87,6 +89,9 @@ func (e *lineEnd) open(cfg *config.Line, log *slog.Logger, stack *closers) error
 		stack.add(keys.close)
 		e.keys, lc.Keys = &keys, keys
 		e.keeper = lineKeeper(cfg.Keys, keys.live, log)
+		if keys.pad != nil {
+			e.padKeeper = lineKeeper(padSAE(cfg.Keys), keys.pad.live, log)
+		}
 	}
 	if lc.Pad, err = openPad(cfg); err != nil {
 		return err
@@ -298,15 +303,21 @@ func openKeySource(k *config.Keys, log *slog.Logger) (keySource, error) {
 	if err != nil || k.Pad == nil {
 		return s, err
 	}
-	same := *k // but for who asks
-	same.Certificate, same.Key, same.PeerSAE = k.Pad.Certificate, k.Pad.Key, k.Pad.PeerSAE
-	p, err := openClient(&same, log)
+	p, err := openClient(padSAE(k), log)
 	if err != nil {
 		s.close()
 		return keySource{}, err
 	}
 	s.pad = &p
 	return s, nil
+}
+
+// padSAE is the same key manager, asked by the SAE of the pad.
+func padSAE(k *config.Keys) *config.Keys {
+	same := *k
+	same.Certificate, same.Key, same.Pad = k.Pad.Certificate, k.Pad.Key, nil
+	same.SAE, same.PeerSAE = k.Pad.SAE, k.Pad.PeerSAE
+	return &same
 }
 
 // openClient makes the client of one SAE.
