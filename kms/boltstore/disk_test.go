@@ -51,7 +51,7 @@ func TestPowerCutFindsMissingFlush(t *testing.T) {
 
 // cutAgain returns how many acknowledged claims were lost.
 func cutAgain(t *testing.T, cuts int, opts Options) (lost int, total powercut.Loss) {
-	d := powercut.New(t, 64<<20, time.Millisecond)
+	d := powercut.New(t, 128<<20, time.Millisecond)
 	path := filepath.Join(d.Dir(), "kms.db")
 	seed := uint64(time.Now().UnixNano())
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -118,8 +118,10 @@ func claimUntilError(t *testing.T, s *Store, id kms.SegmentID, enough int) (func
 	var acked []int
 	var next atomic.Int64
 	done := make(chan struct{})
+	end := sync.OnceFunc(func() { close(done) })
 	for range 4 {
 		wg.Go(func() {
+			defer end() // a store that stops early ends the wait too
 			for {
 				slot := int(next.Add(1)) - 1
 				if slot >= 1024 {
@@ -131,7 +133,7 @@ func claimUntilError(t *testing.T, s *Store, id kms.SegmentID, enough int) (func
 				}
 				mu.Lock()
 				if acked = append(acked, slot); len(acked) == enough {
-					close(done)
+					end()
 				}
 				mu.Unlock()
 			}
