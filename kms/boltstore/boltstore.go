@@ -146,6 +146,11 @@ func Open(path string, self etsi014.KMEID, opts Options) (s *Store, err error) {
 	if err := checkMade(path, opts.MustExist); err != nil {
 		return s, err
 	}
+	if info, err := os.Stat(path); err == nil && info.Size() > 0 {
+		if err := checkPages(path, opts.OpenFile, opts.LockWait); err != nil {
+			return s, err
+		}
+	}
 	s = &Store{self: self, now: opts.Now}
 	s.db, err = bolt.Open(path, 0o600, &bolt.Options{
 		Timeout:        opts.LockWait,
