@@ -153,22 +153,25 @@ func (r *Recorder) run(ring []byte, file *os.File, kind uint32, wake int) (err e
 		{Fd: int32(wake), Events: unix.POLLIN},
 	}
 	next, timeout := 0, -1
+	var end time.Time // zero until Stop was called
 	for {
-		n, err := unix.Poll(fds, timeout)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		if !end.IsZero() {
+			timeout = max(0, int(time.Until(end).Milliseconds()))
+		}
+		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for packets: %w", err)
-		}
-		if fds[1].Revents != 0 {
-			// Stop was called: take what is under way, which is a block that
-			// retires within retireMS, and end when nothing comes any more.
-			fds[1].Fd, timeout = -1, 3*retireMS
-			continue
-		}
-		if n == 0 && timeout >= 0 {
-			return w.Flush()
 		}
 		if next, err = r.drain(ring, next, w); err != nil {
 			return err
+		}
+		switch {
+		case !end.IsZero() && timeout == 0:
+			return w.Flush()
+		case fds[1].Revents != 0:
+			// Stop was called: what has passed is in a block that retires within
+			// retireMS. Traffic that goes on does not keep us.
+			fds[1].Fd, fds[1].Revents = -1, 0
+			end = time.Now().Add(3 * retireMS * time.Millisecond)
 		}
 	}
 }
