@@ -299,6 +299,12 @@ func TestFailClosedWithoutKeys(t *testing.T) {
 	h := newHospital(t, func(i int, l *config.Line) {
 		l.Policy, l.Keys = "qkd-strict", keys("line-"+names[i], "line-"+names[1-i])
 	})
+	// What waits for the neighbour's address has passed the guard's hooks.
+	control := h.watch(t)
+	await(t, "plaintext gets out without a guard", func() bool { return h.came.Load() > 20 })
+	if !control() {
+		t.Fatal("without a guard nothing leaks: the test shows nothing")
+	}
 	if err := h.ends[0].Namespace.Do(func() error {
 		return guardLine(&h.lines[0], testLog(t))
 	}); err != nil {
