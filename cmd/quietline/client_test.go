@@ -248,7 +248,7 @@ func TestClientRefusals(t *testing.T) {
 }
 
 func TestClientWithoutVerb(t *testing.T) {
-	for _, args := range [][]string{{"client"}, {"client", "draw"}, {"doctor"}, {"doctor", "ssh"}} {
+	for _, args := range [][]string{{"client"}, {"client", "draw"}, {"doctor", "ssh"}} {
 		var out, stderr bytes.Buffer
 		code := run(args, &out, &stderr)
 		if code != exitUsage || !strings.Contains(stderr.String(), "hint: ") {

@@ -33,7 +33,7 @@ func scan(t *testing.T, needles ...memscan.Needle) memscan.Report {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if r.Scanned < 1<<20 {
+	if r.Scanned < 1<<19 { // the least that a Go process has
 		t.Fatalf("scanned %d bytes only", r.Scanned)
 	}
 	return r
