@@ -73,9 +73,10 @@ func (f *failing) live(t *testing.T) error {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
+	next := f.next // from now on the driver's
 	go func() { ended <- n.Run(ctx) }()
-	f.a.driver.allow(f.next + 3)
-	f.b.driver.allow(f.next + 3)
+	f.a.driver.allow(next + 3)
+	f.b.driver.allow(next + 3)
 	for i := range 8 {
 		from, to, at := n.KME(), f.b.KME(), "a"
 		if i%2 == 1 {
