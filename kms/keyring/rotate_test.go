@@ -17,7 +17,6 @@ var errDisk = errors.New("disk fails")
 // tired is an epoch file of which the call with the number at fails: before it
 // had any effect, or after.
 type tired struct {
-	path   string
 	calls  int
 	at     int
 	stored bool

@@ -21,7 +21,6 @@ type padOwner struct {
 	demoted uint64    // packets, as last seen
 	since   time.Time // when the last one was demoted
 	shown   shown
-	stray   bool
 }
 
 // shown is the level of the line with its pad.

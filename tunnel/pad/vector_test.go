@@ -116,7 +116,7 @@ func record(t *testing.T) vector {
 		v.Records = append(v.Records, recordVector{hex.EncodeToString(plain), hex.EncodeToString(p), hex.EncodeToString(d)})
 	}
 	n := len(v.Records[0].Pad) / 2
-	for _, f := range []faultVector{
+	v.Faults = append(v.Faults, []faultVector{
 		{"version", 0, false, 1, 1, "form"}, {"reserved", 0, false, 2, 0, "form"}, {"reserved", 0, false, 3, 7, "form"},
 		{"block", 0, false, 7, 3, "block"}, {"offset unit", 0, false, 11, 0, "form"},
 		{"offset", 0, false, 11, 5, "tag"}, {"offset of r", 0, false, 11, 4, "form"}, {"offset beyond", 0, false, 9, 0, "form"},
@@ -124,9 +124,7 @@ func record(t *testing.T) vector {
 		{"filling", 0, false, headLen + 120, 0, "tag"}, {"tag", 0, false, n - 1, 0, "tag"},
 		{"type", 1, true, 0, 0, "outer"}, {"queue", 1, true, 3, 1, "outer"}, {"index", 1, true, 7, 0, "outer"},
 		{"counter", 1, true, 15, 4, "outer"}, {"sealed", 1, true, 20, 0, "outer"}, {"outer tag", 1, true, 187, 0, "outer"},
-	} {
-		v.Faults = append(v.Faults, f)
-	}
+	}...)
 	return v
 }
 
