@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/quietline/quietline/etsi014"
 	"github.com/quietline/quietline/etsi014/identity"
@@ -48,12 +49,38 @@ func (d *demo) keep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.stocked(ctx); err != nil {
+		return err
+	}
 	d.pasteable(pid, doors)
 	<-ctx.Done()
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return nil
 	}
 	return ctx.Err()
+}
+
+// stocked waits until the lines to paste find keys, which after the cut come
+// again within some seconds; on a slow machine it lets them be printed all the
+// same after a minute.
+func (d *demo) stocked(ctx context.Context) error {
+	const enough, wait, poll = 4, time.Minute, 200 * time.Millisecond
+	c, err := d.a.application(d.a.recordsSAE())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for until := time.Now().Add(wait); time.Now().Before(until) && ctx.Err() == nil; {
+		if st, err := c.Status(ctx, etsi014.SAEID(d.b.recordsSAE())); err == nil &&
+			st.StoredKeys >= enough {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(poll):
+		}
+	}
+	return nil
 }
 
 // pasteable prints curl lines that work as they stand in another shell of the
