@@ -14,6 +14,9 @@ import (
 // Every one of them is told in an error: a fault in the engine's own goroutine
 // would end this process.
 func TestDamagedPages(t *testing.T) {
+	if raced {
+		t.Skip("as TestFlippedBits")
+	}
 	path := filepath.Join(t.TempDir(), "kms.db")
 	s, _ := journalOf(t, path, 14)
 	if err := s.Close(); err != nil {

@@ -1,0 +1,6 @@
+//go:build race
+
+package boltstore
+
+// raced tells that the race detector is in.
+const raced = true
